@@ -1,0 +1,68 @@
+// Which instruction set runs: the best of the machine, or what QUAMBA_CPU_CAPABILITY / set_cpu_capability names.
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <torch/library.h>
+
+#include "kernels.h"
+
+namespace quamba::cpu {
+namespace {
+
+// Best first; only what this machine can run.
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> tables;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    tables.push_back(&kernels_avx512_vnni());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kernels_avx2());
+#endif
+  tables.push_back(&kernels_portable());
+  return tables;
+}
+
+const Kernels* find(const std::string& name) {
+  std::string known;
+  for (const Kernels* table : runnable()) {
+    if (name == table->name) return table;
+    known += std::string(known.empty() ? "" : ", ") + table->name;
+  }
+  TORCH_CHECK_VALUE(false, "CPU capability '", name, "' is not one this machine runs: choose one of ", known);
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+void set_cpu_capability(const std::string& name) { chosen = find(name); }
+
+std::string cpu_capability() { return kernels().name; }
+
+std::vector<std::string> cpu_capabilities() {
+  std::vector<std::string> names;
+  for (const Kernels* table : runnable()) names.emplace_back(table->name);
+  return names;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* table = chosen.load();
+  if (table == nullptr) {
+    const char* forced = std::getenv("QUAMBA_CPU_CAPABILITY");
+    table = forced != nullptr && *forced != '\0' ? find(forced) : runnable().front();
+    chosen = table;
+  }
+  return *table;
+}
+
+TORCH_LIBRARY_FRAGMENT(quamba, m) {
+  m.def("cpu_capability() -> str", &cpu_capability);
+  m.def("cpu_capabilities() -> str[]", &cpu_capabilities);
+  m.def("set_cpu_capability(str name) -> ()", &set_cpu_capability);
+}
+
+}  // namespace quamba::cpu

@@ -1,0 +1,54 @@
+// What every op of this folder checks of its arguments, and how it splits work over threads.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "kernels.h"
+
+namespace quamba::cpu {
+
+inline void check_dtype(const at::Tensor& t, at::ScalarType dtype, const char* name) {
+  TORCH_CHECK_VALUE(t.scalar_type() == dtype, name, " must be ", dtype, ", got ", t.scalar_type());
+}
+
+inline void check_shape(const at::Tensor& t, at::IntArrayRef shape, const char* name) {
+  TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
+}
+
+inline float scalar_of(const at::Tensor& t, const char* name) {
+  check_dtype(t, at::kFloat, name);
+  TORCH_CHECK_VALUE(t.numel() == 1, name, " must hold one value, got shape ", t.sizes());
+  return *t.const_data_ptr<float>();
+}
+
+// A contiguous float32 tensor of that shape; `keep` holds a copy where one had to be made.
+inline const float* floats(const at::Tensor& t, at::IntArrayRef shape, const char* name, at::Tensor& keep) {
+  check_dtype(t, at::kFloat, name);
+  check_shape(t, shape, name);
+  keep = t.contiguous();
+  return keep.const_data_ptr<float>();
+}
+
+inline const float* floats(const std::optional<at::Tensor>& t, at::IntArrayRef shape, const char* name,
+                           at::Tensor& keep) {
+  return t.has_value() ? floats(*t, shape, name, keep) : nullptr;
+}
+
+// Rows may be strided (a slice of a projection's output); values within a row may not.
+inline at::Tensor with_contiguous_rows(const at::Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous();
+}
+
+// Runs body(begin, end) over channels in blocks of `block`, on one thread where the work is small.
+template <typename Body>
+void parallel_over_channels(int64_t channels, int64_t cost_per_channel, int64_t block, const Body& body) {
+  constexpr int64_t kMinCostPerThread = 1 << 15;
+  const int64_t blocks = (channels + block - 1) / block;
+  const int64_t grain = std::max<int64_t>(1, kMinCostPerThread / std::max<int64_t>(1, cost_per_channel * block));
+  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    body(begin * block, std::min(channels, end * block));
+  });
+}
+
+}  // namespace quamba::cpu

@@ -1,0 +1,236 @@
+"""Runs calibration text through a float model and turns what the observers saw at each tap into scales."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import numerics
+from .convert import HEAD_TAP, tap_modules
+from .data import EMBEDDED_MODELS, embedded_model_dir, load_text, token_windows
+from .errors import QuambaError
+from .files import write_text_atomically
+from .histogram import SignedHistogram
+from .nn.mamba1 import TAPS
+from .observer import Observer, create_observer, observer_names
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+DEFAULT_TAP_OBSERVER = "minmax"
+OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with outliers (Quamba, section 4)
+DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and saturation are measured on
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Which text calibration reads: `data_num` random sequences of `seqlen` tokens of a data set or file."""
+
+    dataset: str = "pile"
+    data_num: int = 512
+    seqlen: int = 512
+    seed: int = 0
+    batch_size: int = 8
+
+    def windows(self, tokenizer) -> Tensor:
+        """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
+        return token_windows(load_text(self.dataset, "calibration"), tokenizer, self.seqlen, self.data_num, self.seed)
+
+
+def default_text(model: nn.Module) -> CalibrationText:
+    """The calibration text of a model for which the user names none: quick and offline for an embedded one."""
+    path = Path(model.config.name_or_path)
+    embedded = embedded_model_dir(path.name)
+    if embedded is None or embedded.resolve() != path.resolve():
+        return CalibrationText()
+    defaults = EMBEDDED_MODELS[path.name]
+    return CalibrationText(
+        defaults.calib_dataset, defaults.calib_data_num, defaults.calib_seqlen, batch_size=defaults.batch_size
+    )
+
+
+@dataclass
+class TapResult:
+    """What calibration found at one tap: the scale, and how well it fits the values that were seen."""
+
+    observer: str
+    scale: float
+    max: float  # largest magnitude
+    saturated_share: float
+    sqnr_db: float | None  # None where nothing was lost
+
+
+@dataclass
+class CalibrationResult:
+    """The scale of every tap, and what they were measured on."""
+
+    fingerprint: str  # of the model that was calibrated
+    observer: dict[str, str]  # tap -> observer
+    observer_options: dict
+    tokens: int
+    seconds: float
+    taps: dict[str, TapResult]
+
+    def scales(self) -> dict[str, Tensor]:
+        """Tap name -> float32 scale."""
+        return {name: torch.tensor(tap.scale) for name, tap in self.taps.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the result as JSON, whole or not at all."""
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
+        write_text_atomically(Path(path), text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CalibrationResult":
+        """Reads a saved result. Raises QuambaError where the file is not one."""
+        try:
+            fields = json.loads(Path(path).read_text("utf-8"))
+            if fields.pop("format_version") != FORMAT_VERSION:
+                raise QuambaError(f"calibration {path} was written by another version of quamba: calibrate again")
+            taps = {name: TapResult(**tap) for name, tap in fields.pop("taps").items()}
+            return cls(taps=taps, **fields)
+        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise QuambaError(f"{path} is not a calibration result: {error}") from error
+
+    def check_fits(self, fingerprint: str, needed: set[str]) -> None:
+        """Raises QuambaError where the result belongs to another model or lacks a tap."""
+        if self.fingerprint != fingerprint:
+            raise QuambaError("the calibration belongs to another model, or to other transforms of it: calibrate again")
+        if missing := sorted(needed - set(self.taps)):
+            raise QuambaError(f"the calibration has no scale for {', '.join(missing[:3])}: calibrate again")
+
+
+def parse_observers(spec: str | Mapping[str, str]) -> dict[str, str]:
+    """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
+
+    Taps that are not named get min-max. Raises QuambaError on an unknown tap or observer.
+    """
+    if isinstance(spec, str):
+        pairs = [part.split("=", 1) if "=" in part else [OBSERVED_TAP, part] for part in spec.split(",")]
+    else:
+        pairs = list(spec.items())
+    known = (*TAPS, HEAD_TAP)
+    observers = dict.fromkeys(known, DEFAULT_TAP_OBSERVER)
+    for tap, name in pairs:
+        if tap not in (*known, "all"):
+            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
+        if name not in observer_names():
+            raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
+        observers.update(dict.fromkeys(known if tap == "all" else [tap], name))
+    return observers
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of the model's tensors by name: equal for equal weights on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _TapWatch:
+    """An observer and a sample of the same values, which says how well the observer's scale fits."""
+
+    def __init__(self, name: str, observer: Observer):
+        self.name, self.observer = name, observer
+        self.sample = SignedHistogram()
+
+    def update(self, x: Tensor) -> None:
+        try:
+            self.observer.update(x)
+        except QuambaError as error:
+            raise QuambaError(f"tap {self.name}: {error}") from error
+        values = x.flatten()
+        self.sample.update(values[:: max(1, values.numel() // DIAGNOSTIC_SAMPLE)])
+
+    def result(self, observer_name: str) -> TapResult:
+        scale, _ = self.observer.get_quantization_parameters()
+        if scale.numel() != 1:
+            raise QuambaError(f"observer {observer_name!r} gave {scale.numel()} scales: tap {self.name} takes one")
+        low, high = numerics.integer_range(self.observer.n_bits)
+        distribution = self.sample.distribution()
+        step = scale.double().reshape(1)
+        noise = float(distribution.mean_squared_error(step, high, -low))
+        signal = (distribution.positive.square_sum + distribution.negative.square_sum) / distribution.count
+        saturated = distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above(
+            (0.5 - low) * step
+        )[0]
+        return TapResult(
+            observer=observer_name,
+            scale=float(scale),
+            max=max(-self.observer.minimum, self.observer.maximum),
+            saturated_share=float(saturated) / distribution.count,
+            sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
+        )
+
+
+class Calibrator:
+    """Context manager that feeds the output of every tap of a model to an observer of its own.
+
+    `observers`: tap -> observer name. Its hooks are removed when the block is left, however it is left.
+    """
+
+    def __init__(self, model: nn.Module, observers: dict[str, str], n_bits: int, head: bool, options: dict):
+        self._modules = tap_modules(model, head)
+        self._observer_names = {name: observers[name.rsplit(".", 1)[-1]] for name in self._modules}
+        self._watches = {
+            name: _TapWatch(name, create_observer(observer, n_bits=n_bits, **options.get(observer, {})))
+            for name, observer in self._observer_names.items()
+        }
+        self._hooks: list = []
+
+    def __enter__(self) -> "Calibrator":
+        for name, module in self._modules.items():
+            watch = self._watches[name]
+            self._hooks.append(module.register_forward_hook(lambda _m, _args, out, watch=watch: watch.update(out)))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def results(self) -> dict[str, TapResult]:
+        """What each tap's observer found."""
+        return {name: watch.result(self._observer_names[name]) for name, watch in self._watches.items()}
+
+
+@torch.inference_mode()
+def calibrate(
+    model: nn.Module,
+    windows: Tensor,
+    observers: dict[str, str],
+    *,
+    fingerprint: str,
+    n_bits: int = 8,
+    head: bool = False,
+    options: dict | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> CalibrationResult:
+    """Runs `windows` int64 [count, seqlen] through the backbone (no logits) and collects every tap's scale.
+
+    `observers`: tap -> observer name (see `parse_observers`); `options`: observer name -> constructor arguments.
+    Raises QuambaError where an observer meets NaN or infinity, naming the tap.
+    """
+    start = time.perf_counter()
+    options = options or {}
+    with Calibrator(model, observers, n_bits, head, options) as calibrator:
+        with tqdm(total=windows.numel(), desc="Calibrating", unit="tok", disable=not progress) as bar:
+            for batch in windows.split(batch_size):
+                model.backbone(batch, use_cache=False)
+                bar.update(batch.numel())
+        taps = calibrator.results()
+    seconds = time.perf_counter() - start
+    logger.info("calibrated on %d tokens in %.1f s", windows.numel(), seconds)
+    used = {tap: name for tap, name in observers.items() if head or tap != HEAD_TAP}
+    return CalibrationResult(fingerprint, used, options, windows.numel(), seconds, taps)

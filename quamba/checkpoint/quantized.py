@@ -1,0 +1,191 @@
+"""Quantized checkpoints: safetensors + config.json with `quantization_config`, written whole and verified on reading.
+
+Importing this registers the format with transformers, so that `AutoModelForCausalLM.from_pretrained` reads it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..convert import build_skeleton
+from ..errors import QuambaError
+from ..files import fsync_tree, write_text_atomically
+from ..scheme import QuantizationRecipe
+from .load_float import quiet_transformers
+from .resolve import Checkpoint
+from .tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+METHOD = "quamba"
+FORMAT_VERSION = 1
+HASH_BLOCK = 1 << 22
+
+
+@register_quantization_config(METHOD)
+class QuambaConfig(QuantizationConfigMixin):
+    """`quantization_config` of config.json: the recipe as data, and the SHA-256 of each weight file."""
+
+    def __init__(self, recipe: dict, format_version: int = FORMAT_VERSION, sha256: dict | None = None, **unknown):
+        self.quant_method = METHOD
+        self.format_version = format_version
+        self.recipe = recipe
+        self.sha256 = sha256 or {}
+        unknown.pop("quant_method", None)
+        if format_version != FORMAT_VERSION:
+            raise QuambaError(
+                f"this checkpoint has format_version {format_version}, this version of quamba reads {FORMAT_VERSION}"
+            )
+        if unknown:
+            raise QuambaError(f"quantization_config has fields that this version does not know: {sorted(unknown)}")
+
+
+@register_quantizer(METHOD)
+class QuambaQuantizer(HfQuantizer):
+    """Gives `from_pretrained` the modules of a quantized model before it loads the tensors into them."""
+
+    requires_calibration = True
+    is_trainable = False
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **_) -> None:
+        build_skeleton(model, QuantizationRecipe.from_dict(self.quantization_config.recipe))
+        files = [Path(file) for file in checkpoint_files or []]
+        verify_hashes(files, self.quantization_config.sha256)
+        verify_tensors(model, files)
+
+
+def mark_quantized(model: PreTrainedModel, recipe: QuantizationRecipe) -> None:
+    """Tells transformers that the model is quantized: its config says how, and `save_pretrained` writes that."""
+    model.config.quantization_config = QuambaConfig(recipe.to_dict())
+    model.hf_quantizer = QuambaQuantizer(model.config.quantization_config, pre_quantized=True)
+
+
+def recipe_of(model: PreTrainedModel) -> QuantizationRecipe | None:
+    """The recipe of a quantized model, None for a float one."""
+    config = getattr(model.config, "quantization_config", None)
+    return QuantizationRecipe.from_dict(config.recipe) if isinstance(config, QuambaConfig) else None
+
+
+def verify_hashes(files: list[Path], sha256: dict[str, str]) -> None:
+    """Raises QuambaError where a weight file is not, byte for byte, the one that was saved."""
+    for file in files:
+        expected = sha256.get(file.name)
+        if expected is not None and file_sha256(file) != expected:
+            raise QuambaError(f"{file} is damaged: its SHA-256 is not the one that config.json records; copy it again")
+
+
+def verify_tensors(model: nn.Module, files: list[Path]) -> None:
+    """Raises QuambaError naming tensors that are missing, unknown, or of another shape or kind than the model's."""
+    stored = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    view = tensors.get_slice(name)
+                    stored[name] = (tuple(view.get_shape()), view.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise QuambaError(f"{file} is truncated or damaged: {error}") from error
+    folder = files[0].parent if files else "the checkpoint"
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    problems = {
+        "missing": sorted(set(expected) - set(stored)),
+        "unknown": sorted(set(stored) - set(expected) - set(model.all_tied_weights_keys)),
+        "of another shape or type": sorted(
+            name for name in set(expected) & set(stored) if not _fits(expected[name], *stored[name])
+        ),
+    }
+    lines = [f"{what}: {', '.join(names[:4])} ({len(names)} in all)" for what, names in problems.items() if names]
+    if lines:
+        raise QuambaError(f"{folder} does not hold the tensors that its quantization_config describes; {'; '.join(lines)}")
+
+
+def _fits(tensor: torch.Tensor, shape: tuple, dtype: str) -> bool:
+    kind = dtype in ("F32", "F16", "BF16") if tensor.is_floating_point() else dtype == "I8"
+    return tuple(tensor.shape) == shape and kind
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
+    """Writes a quantized model and its tokenizer to `directory`, whole or not at all; an older one there is replaced.
+
+    Raises QuambaError for a float model and where the directory cannot be written.
+    """
+    if recipe_of(model) is None:
+        raise QuambaError("only quantized models are saved here: use save_pretrained for a float one")
+    directory = Path(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    except OSError as error:
+        raise QuambaError(f"cannot write to {directory.parent}: {error}") from error
+    try:
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        config = json.loads((temporary / "config.json").read_text("utf-8"))
+        hashes = {file.name: file_sha256(file) for file in sorted(temporary.glob("*.safetensors"))}
+        config["quantization_config"]["sha256"] = hashes
+        write_text_atomically(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        temporary.chmod(0o755)
+        fsync_tree(temporary)
+        _replace_directory(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    logger.info("saved to %s", directory)
+    return directory
+
+
+def _replace_directory(new: Path, directory: Path) -> None:
+    """Renames `new` to `directory`; what was there steps aside first and is removed only once the new one stands."""
+    if not directory.exists():
+        os.replace(new, directory)
+        return
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.old."))
+    os.replace(directory, aside)
+    os.replace(new, directory)
+    shutil.rmtree(aside)
+
+
+def load_quantized(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint of ours. Raises QuambaError for damaged or misfitting files."""
+    files = sorted(checkpoint.path.glob("*.safetensors"))
+    if not files:
+        raise QuambaError(f"{checkpoint.path} has no .safetensors file: the quantized weights are missing")
+    verify_index(checkpoint.path, files)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def verify_index(directory: Path, files: list[Path]) -> None:
+    """Raises QuambaError where a weight file that the index or config.json names is not there."""
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    named = set((config.get("quantization_config") or {}).get("sha256") or {})
+    if missing := sorted(named - {file.name for file in files}):
+        raise QuambaError(f"{directory} lacks the weight files {', '.join(missing)} that its config.json records")

@@ -1,0 +1,91 @@
+"""Measuring a model: perplexity, lm-eval tasks, and paired comparisons of two models. `quamba.evaluate` is `evaluate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data import EMBEDDED_TEXT, evaluation_windows, load_text
+from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
+from .perplexity import PerplexityResult, perplexity
+
+__all__ = [
+    "EvaluationResult",
+    "Interval",
+    "PerplexityResult",
+    "compare",
+    "evaluate",
+    "metric_differences",
+    "paired_bootstrap",
+    "perplexity",
+    "perplexity_ratio",
+]
+
+PPL_SEQLEN = 2048  # what published perplexities are measured with
+EMBEDDED_PPL_SEQLEN = 512  # the embedded checkpoints were trained on 256 tokens at a time
+
+
+class EvaluationResult(dict):
+    """{"ppl": {dataset: number}, "lm_eval": {task: metrics}}: plain data for a log.
+
+    What paired comparisons need stays beside it: `windows` {dataset: PerplexityResult} and `task_items` {task: {metric:
+    a value per item}}.
+    """
+
+    def __init__(self):
+        super().__init__(ppl={}, lm_eval={})
+        self.windows: dict[str, PerplexityResult] = {}
+        self.task_items: dict[str, dict[str, list[float]]] = {}
+
+
+def evaluate(
+    model,
+    tokenizer,
+    ppl_datasets: Sequence[str | Path] = (),
+    tasks: Sequence[str] = (),
+    *,
+    ppl_seqlen: int | None = None,
+    max_windows: int | None = None,
+    num_fewshot: int | None = 0,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> EvaluationResult:
+    """The perplexity of a model on texts (names or files as in `data.load_text`, test splits) and its lm-eval metrics.
+
+    `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others;
+    `max_windows`: only the first windows; `num_fewshot`, `limit`, `include_path`: as in `lm_eval.run_tasks`.
+    Raises QuambaError for unknown texts and tasks and for what cannot be reached.
+    """
+    result = EvaluationResult()
+    for dataset in ppl_datasets:
+        seqlen = ppl_seqlen or (EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN)
+        windows = evaluation_windows(load_text(dataset, "test"), tokenizer, seqlen)
+        measured = perplexity(model, windows, batch_size, max_windows, progress)
+        result["ppl"][str(dataset)], result.windows[str(dataset)] = measured.ppl, measured
+    if tasks:
+        from .lm_eval import run_tasks  # seconds to import
+
+        result["lm_eval"], result.task_items = run_tasks(
+            model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path
+        )
+    return result
+
+
+def compare(base: EvaluationResult, other: EvaluationResult, **options) -> dict[str, dict]:
+    """Paired 95 % intervals of everything that both measured: {"ppl": {dataset: ratio}, "lm_eval": {task: {metric: d}}}.
+
+    `ppl` holds the perplexity of `other` over that of `base`, `lm_eval` the differences `other` minus `base` in the
+    metrics' own units. Options as in `paired_bootstrap`.
+    """
+    return {
+        "ppl": {
+            dataset: perplexity_ratio(windows, other.windows[dataset], **options)
+            for dataset, windows in base.windows.items()
+            if dataset in other.windows
+        },
+        "lm_eval": {
+            task: metric_differences(items, other.task_items[task], **options)
+            for task, items in base.task_items.items()
+            if task in other.task_items
+        },
+    }

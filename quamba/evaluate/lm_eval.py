@@ -1,0 +1,169 @@
+"""lm-eval (EleutherAI's evaluation harness) on our models: the model type `quamba`, and a call that runs tasks.
+
+Importing this module imports lm-eval and registers the model type, so that `lm_eval --model quamba` works in a process
+that has imported it.
+"""
+
+import contextlib
+import difflib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from numbers import Number
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from ..data import ASSETS
+from ..errors import QuambaError
+
+logger = logging.getLogger(__name__)
+
+TASKS_DIR = ASSETS / "tasks"
+STDERR_RESAMPLES = 1000  # for metrics without a closed form; lm-eval's default of 100,000 takes longer than the model
+
+
+@register_model("quamba")
+class QuambaLM(HFLM):
+    """A float or quantized model as lm-eval sees it.
+
+    `pretrained`: a loaded model (then `tokenizer` too), or any name that `quamba.load` resolves, also that of a
+    quantized checkpoint; `pretrained_dir` and `dtype` go to `quamba.load`. The other arguments are HFLM's.
+    """
+
+    def __init__(self, pretrained, tokenizer=None, pretrained_dir=None, dtype="float32", device=None, **kwargs):
+        if isinstance(pretrained, str):
+            from .. import load
+
+            model, tokenizer = load(pretrained, pretrained_dir=pretrained_dir, dtype=_torch_dtype(dtype))
+            pretrained = model if device is None else model.to(device)
+        super().__init__(pretrained, tokenizer=tokenizer, backend="causal", **kwargs)
+
+
+class TaskResults(NamedTuple):
+    """`metrics`: {task or group: metrics under lm-eval's own keys}; `items`: {task: {metric: a value per item}}.
+
+    The values are in the order of the items, under the same keys ("acc,none"), so two models' results can be compared
+    in pairs. lm-eval's `perplexity` has the log-likelihood of an item as its value.
+    """
+
+    metrics: dict[str, dict]
+    items: dict[str, dict[str, list[float]]]
+
+
+def run_tasks(
+    model,
+    tokenizer,
+    tasks: Sequence[str],
+    num_fewshot: int | None = 0,
+    batch_size: int = 16,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+) -> TaskResults:
+    """Runs lm-eval's `simple_evaluate` on tasks of any kind (log-likelihood, multiple choice, generation).
+
+    `tasks`: `stdlib_cloze` (embedded), names, groups and tags that lm-eval knows, tasks of the folder `include_path`, or
+    paths of task YAML files. `num_fewshot`: None leaves each task its own default; `limit`: only the first items.
+    Raises QuambaError for unknown tasks, and when a task's data set is not local and the hub cannot be reached.
+    """
+    names = list(dict.fromkeys(tasks))
+    if not names:
+        raise QuambaError("no lm-eval task is named")
+    manager = _task_manager_for(names, include_path)
+    with _quiet(), contextlib.redirect_stdout(sys.stderr):  # lm-eval prints notes; stdout belongs to the caller
+        results = simple_evaluate(
+            model=QuambaLM(model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=names,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=STDERR_RESAMPLES,
+            log_samples=True,
+        )
+    items = {task: _item_values(samples) for task, samples in results["samples"].items()}
+    return TaskResults({task: _plain(metrics) for task, metrics in results["results"].items()}, items)
+
+
+class _Tasks(TaskManager):
+    """Building a task reads its data set: a hub that cannot be reached shows here, as many kinds of error."""
+
+    def load(self, task_list):
+        try:
+            return super().load(task_list)
+        except (OSError, datasets.exceptions.DatasetsError) as error:
+            raise QuambaError(
+                f"cannot load the data of the lm-eval tasks {', '.join(task_list)}: the Hugging Face hub cannot be reached "
+                f"and no copy is in the local cache ({type(error).__name__}: {error}). stdlib_cloze is embedded and needs "
+                "no hub"
+            ) from error
+
+
+@lru_cache
+def _task_manager(include_path: str | None, include_defaults: bool) -> TaskManager:
+    folders = [TASKS_DIR] if include_path is None else [TASKS_DIR, include_path]
+    return _Tasks(include_path=folders, include_defaults=include_defaults)
+
+
+def _task_manager_for(names: list[str], include_path: str | Path | None) -> TaskManager:
+    """A manager that knows all the names. lm-eval's own tasks take seconds to index: only when they are needed."""
+    if include_path is not None and not Path(include_path).is_dir():
+        raise QuambaError(f"the folder of lm-eval tasks {str(include_path)!r} does not exist")
+    include_path = None if include_path is None else str(Path(include_path).resolve())
+
+    def unknown(manager: TaskManager) -> list[str]:
+        return [name for name in names if name not in manager.task_index and not Path(name).is_file()]
+
+    manager = _task_manager(include_path, include_defaults=False)
+    if not unknown(manager):
+        return manager
+    manager = _task_manager(include_path, include_defaults=True)
+    if missing := unknown(manager):
+        similar = difflib.get_close_matches(missing[0], manager.all_tasks)
+        hint = f" (similar: {', '.join(similar)})" if similar else ""
+        raise QuambaError(
+            f"unknown lm-eval task {', '.join(map(repr, missing))}{hint}: `lm-eval ls tasks` lists lm-eval's own, and "
+            "stdlib_cloze is embedded"
+        )
+    return manager
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval warns about every default it takes; its errors, and all of it at --verbose, still show."""
+    lm_eval_logger = logging.getLogger("lm_eval")
+    level = lm_eval_logger.level
+    if not logger.isEnabledFor(logging.DEBUG):
+        lm_eval_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        lm_eval_logger.setLevel(level)
+
+
+def _item_values(samples: list[dict]) -> dict[str, list[float]]:
+    """{"metric,filter": numbers in the order of the items} of one task; metrics that are no number per item are left."""
+    values: dict[str, list[float]] = {}
+    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], Number):
+                values.setdefault(f"{metric},{sample['filter']}", []).append(float(sample[metric]))
+    return values
+
+
+def _plain(metrics: dict) -> dict:
+    """The same metrics with Python numbers where lm-eval gives numpy's, so that they can be written as JSON."""
+    return {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
+
+
+def _torch_dtype(name: str | torch.dtype) -> torch.dtype:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(dtype, torch.dtype):
+        raise QuambaError(f"unknown dtype {name!r}: use float32, bfloat16 or float16")
+    return dtype

@@ -1,0 +1,156 @@
+"""The Mamba block's mixer (arXiv 2312.00752), in float with taps and in int8 (Quamba, arXiv 2410.13229, section 4).
+
+Dims: B batch, L tokens, H hidden_size, D d_inner, N d_state, R dt_rank, K conv width.
+Activations are token-major [B, L, channels] throughout: channels are contiguous for the convolution and the scan.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..hadamard import base_on
+from .conv1d import QuantConv1d
+from .linear import QuantLinear
+from .module import QuantModule
+from .states import layer_states, zero_padding
+
+# The activations that are quantized with a static scale, in the order in which a block computes them:
+# in_proj's input, the convolution's input, the gate, conv + SiLU's output, dt_proj's input, B, C, out_proj's input.
+TAPS = ("in", "conv_in", "z", "x", "dt_rank", "B", "C", "out")
+
+
+class Mamba1Mixer(nn.Module):
+    """transformers' MambaMixer on our float ops, its parameters under the same names, with an Identity at each tap.
+
+    Unlike the original it is fast on a CPU (no Python loop over time) and continues from a cache with any number of
+    tokens. `hadamard_out` rotates the gated scan output before out_proj, whose weight is then rotated too.
+    """
+
+    def __init__(self, mixer: nn.Module):
+        super().__init__()
+        self.layer_idx = mixer.layer_idx
+        self.in_proj, self.x_proj, self.dt_proj = mixer.in_proj, mixer.x_proj, mixer.dt_proj
+        self.conv1d, self.out_proj = mixer.conv1d, mixer.out_proj
+        self.A_log, self.D = mixer.A_log, mixer.D
+        self.d_inner, self.d_state = mixer.A_log.shape
+        self.dt_rank = mixer.dt_proj.in_features
+        self.hadamard_out = False
+        self.taps = nn.ModuleDict({name: nn.Identity() for name in TAPS})
+
+    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+        """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
+        tap, dtype = self.taps, hidden_states.dtype
+        batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
+        conv_weight = self.conv1d.weight.squeeze(1).float()  # [D, 1, K] -> [D, K]
+        conv_state, ssm_state = layer_states(
+            cache_params,
+            self.layer_idx,
+            (batch, D, conv_weight.shape[1]),
+            torch.float32,
+            (batch, D, N),
+            hidden_states.device,
+        )
+        xz = self.in_proj(tap["in"](hidden_states)).float()  # [B, L, H] -> [B, L, 2D]
+        x, z = xz.chunk(2, dim=-1)
+        x, z = tap["conv_in"](zero_padding(x, attention_mask)), tap["z"](z)
+        conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
+        x = ops.causal_conv1d(x, conv_weight, conv_bias, conv_state)  # [B, L, D]
+        x = tap["x"](zero_padding(x, attention_mask))
+        dt, B, C = self.x_proj(x.to(dtype)).float().split([self.dt_rank, N, N], dim=-1)  # [B, L, R | N | N]
+        dt, B, C = tap["dt_rank"](dt), tap["B"](B), tap["C"](C)
+        dt = F.linear(dt.to(dtype), self.dt_proj.weight).float()  # [B, L, R] -> [B, L, D]
+        A, dt_bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
+        y = ops.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)  # [B, L, D]
+        if self.hadamard_out:
+            y = ops.hadamard(y, base_on(D, y.device))
+        return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
+
+
+class QuantMamba1Mixer(QuantModule):
+    """RMSNorm + quantize -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> scan, gate -> Hadamard + quantize -> out_proj.
+
+    int8 weights (per output channel) and int8 activations with the static scale `{tap}_scale` of each tap; dt, A, D,
+    the SSM state and the biases are float32. The norm's weight is fused into in_proj, out_proj's weight is rotated.
+    """
+
+    def __init__(
+        self,
+        layer_idx: int,
+        hidden_size: int,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        conv_width: int,
+        eps: float,
+        use_bias: bool,
+        use_conv_bias: bool,
+    ):
+        super().__init__()
+        self.layer_idx, self.eps = layer_idx, eps
+        self.d_inner, self.d_state, self.dt_rank = d_inner, d_state, dt_rank
+        self.in_proj = QuantLinear(hidden_size, 2 * d_inner, use_bias)
+        self.conv1d = QuantConv1d(d_inner, conv_width, use_conv_bias)
+        self.x_proj = QuantLinear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = QuantLinear(dt_rank, d_inner, bias=True)
+        self.out_proj = QuantLinear(d_inner, hidden_size, use_bias)
+        self.register_buffer("A", torch.zeros(d_inner, d_state, dtype=torch.float32))
+        self.register_buffer("D", torch.zeros(d_inner, dtype=torch.float32))
+        for name in TAPS:
+            self.register_buffer(f"{name}_scale", torch.ones((), dtype=torch.float32))
+
+    @classmethod
+    def from_config(cls, config, layer_idx: int) -> "QuantMamba1Mixer":
+        """An empty mixer of the shape that a transformers MambaConfig describes."""
+        return cls(
+            layer_idx=layer_idx,
+            hidden_size=config.hidden_size,
+            d_inner=config.intermediate_size,
+            d_state=config.state_size,
+            dt_rank=int(config.time_step_rank),
+            conv_width=config.conv_kernel,
+            eps=config.layer_norm_epsilon,
+            use_bias=config.use_bias,
+            use_conv_bias=config.use_conv_bias,
+        )
+
+    @classmethod
+    def from_float(cls, config, mixer: Mamba1Mixer, scales: dict[str, Tensor]) -> "QuantMamba1Mixer":
+        """Quantizes the weights of a fused and rotated float mixer; `scales` holds the scale of every tap."""
+        quantized = cls.from_config(config, mixer.layer_idx)
+        for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
+            setattr(quantized, name, QuantLinear.from_float(getattr(mixer, name)))
+        quantized.conv1d = QuantConv1d.from_float(mixer.conv1d)
+        quantized.A = -torch.exp(mixer.A_log.detach().float())
+        quantized.D = mixer.D.detach().float().clone()
+        for name in TAPS:
+            setattr(quantized, f"{name}_scale", scales[name].detach().float().reshape(()).clone())
+        return quantized
+
+    def _output_scales(self) -> tuple[Tensor, Tensor]:
+        """Per-channel output scales of in_proj [2D] (conv_in | z) and of x_proj [R + 2N] (dt_rank | B | C)."""
+        D, N = self.d_inner, self.d_state
+        in_proj = torch.cat([self.conv_in_scale.expand(D), self.z_scale.expand(D)])
+        x_proj = torch.cat([self.dt_rank_scale.expand(self.dt_rank), self.B_scale.expand(N), self.C_scale.expand(N)])
+        return in_proj, x_proj
+
+    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+        """Hidden states before normalisation, float [B, L, H] -> float32 [B, L, H]."""
+        batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
+        conv_shape = (batch, *self.conv1d.weight.shape)  # [B, D, K]
+        conv_state, ssm_state = layer_states(
+            cache_params, self.layer_idx, conv_shape, torch.int8, (batch, D, N), hidden_states.device
+        )
+        in_proj_out, x_proj_out = self._output_scales()
+        u = ops.rms_norm_quant(hidden_states, self.eps, self.in_scale)  # int8 [B, L, H]
+        x, z = self.in_proj(u, self.in_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
+        x = self.conv1d(zero_padding(x, attention_mask), self.conv_in_scale, self.x_scale, conv_state)
+        x = zero_padding(x, attention_mask)  # int8 [B, L, D]
+        dt_B_C = self.x_proj(x, self.x_scale, x_proj_out)  # int8 [B, L, R + 2N]
+        dt, B, C = dt_B_C.split([self.dt_rank, N, N], dim=-1)
+        dt = self.dt_proj(dt, self.dt_rank_scale)  # float32 [B, L, D], bias included
+        y = ops.selective_scan_int8(
+            x, dt, self.A, B, C, self.D, z, None, ssm_state, self.x_scale, self.B_scale, self.C_scale, self.z_scale
+        )  # float32 [B, L, D]
+        y = ops.hadamard_quant(y, base_on(D, y.device), self.out_scale)  # int8 [B, L, D]
+        return self.out_proj(y, self.out_scale)  # float32 [B, L, H]

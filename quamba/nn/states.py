@@ -1,0 +1,27 @@
+"""The recurrent states of one layer, in transformers' cache and under padding. Dims: B, L, D, K, N as in mamba1.py."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+def layer_states(
+    cache: Cache | None, layer_idx: int, conv_shape: tuple, conv_dtype: torch.dtype, ssm_shape: tuple, device
+) -> tuple[Tensor | None, Tensor | None]:
+    """conv state [B, D, K] and SSM state float32 [B, D, N] of a layer, updated in place by the ops; zeros at first."""
+    if cache is None:
+        return None, None
+    conv_state = cache.get_conv_state(layer_idx, state_idx=0)
+    if conv_state is None:
+        cache.update_conv_state(torch.zeros(conv_shape, dtype=conv_dtype, device=device), layer_idx)
+        cache.update_recurrent_state(torch.zeros(ssm_shape, dtype=torch.float32, device=device), layer_idx)
+        conv_state = cache.get_conv_state(layer_idx, state_idx=0)
+    return conv_state, cache.get_recurrent_state(layer_idx, state_idx=0)
+
+
+def zero_padding(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """x [B, L, ...] with padded positions zero; the mask may cover earlier tokens too: its last L columns count."""
+    if attention_mask is None:
+        return x
+    keep = attention_mask[:, -x.shape[1] :, None].to(torch.bool)  # [B, L, 1]
+    return x.masked_fill(~keep, 0)

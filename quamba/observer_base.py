@@ -1,0 +1,216 @@
+"""What every observer shares, the registry that finds one by name, and plug-ins."""
+
+import abc
+import importlib.util
+import inspect
+import logging
+import math
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .errors import QuambaError
+
+logger = logging.getLogger(__name__)
+
+
+class Observer(abc.ABC):
+    """Watches a stream of activations and turns what it saw into the scale that quantizes them.
+
+    To write one: subclass, keep a *small* statistic, and fill in three methods.
+
+        @register_observer("mine")
+        class MyObserver(Observer):
+            def __init__(self, n_bits=8, clip_ratio=1.0, sym=True, sigmas=6.0):
+                super().__init__(n_bits, clip_ratio, sym)
+                self.sigmas = sigmas           # keep each argument under its own name: `settings` reads it there
+                self.squares = 0.0             # the statistic; never keep the activations themselves
+
+            def _update(self, x):              # x: any shape and float dtype; never empty, NaN or infinite; detached
+                self.squares += float(x.float().square().sum(dtype=torch.float64))
+
+            def _merge(self, other):           # same class, same settings; must equal having seen its data
+                self.squares += other.squares
+
+            def _parameters(self):             # called only once data has been seen
+                peak = self.sigmas * (self.squares / self.count) ** 0.5
+                return self.range_parameters(-peak, peak)
+
+    The base class keeps `count` (how many values were seen), `minimum` and `maximum` (both exact) up to date; within
+    `_update` and `_merge` they still describe what was seen before.
+
+    n_bits: bits of the integers, 2..16. clip_ratio: a factor on the range that the statistic finds. sym: symmetric
+    integers around 0, or unsigned integers with a zero point.
+    """
+
+    name: str | None = None  # set by register_observer
+
+    def __init__(self, n_bits: int = 8, clip_ratio: float = 1.0, sym: bool = True):
+        self.n_bits, self.clip_ratio, self.sym = n_bits, clip_ratio, sym
+        if not isinstance(n_bits, int) or not 2 <= n_bits <= 16:
+            raise QuambaError(f"{self}: n_bits must be an integer from 2 to 16, got {n_bits!r}")
+        if not 0 < clip_ratio < math.inf:
+            raise QuambaError(f"{self}: clip_ratio must be positive, got {clip_ratio!r}")
+        self.count = 0
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def update(self, x: Tensor) -> None:
+        """Takes in one batch of activations: any shape, any float dtype; read as float32.
+
+        Raises QuambaError where `x` is not a float tensor, is empty, or holds NaN or infinity; nothing is then taken.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise QuambaError(f"{self}: update() takes a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
+        if x.numel() == 0:
+            raise QuambaError(f"{self}: update() got an empty tensor of shape {tuple(x.shape)}")
+        x = x.detach().float() if x.dtype == torch.float64 else x.detach()
+        low, high = (float(v) for v in torch.aminmax(x))  # both are NaN where any value is
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise QuambaError(f"{self}: the activations hold NaN or infinity (shape {tuple(x.shape)}, {x.dtype})")
+        self._update(x)
+        self.count += x.numel()
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+
+    def merge(self, other: "Observer") -> None:
+        """Takes in what `other` has seen, as if its updates had followed the ones here; `other` is left as it is.
+
+        Raises QuambaError where the class or the settings differ.
+        """
+        if type(other) is not type(self):
+            raise QuambaError(f"{self}: cannot merge a {type(other).__name__}")
+        theirs = other.settings()
+        for name, mine in self.settings().items():
+            same = torch.equal(mine, theirs[name]) if isinstance(mine, Tensor) else mine == theirs[name]
+            if not same:
+                raise QuambaError(f"{self}: cannot merge, {name} differs: {mine!r} here, {theirs[name]!r} there")
+        if other.count == 0:
+            return
+        self._merge(other)
+        self.count += other.count
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+
+    def get_quantization_parameters(self) -> tuple[Tensor, Tensor]:
+        """(scale, base), both float32, of one shape: [] per tensor, [groups] or [channels] for the grouped ones.
+
+        base is 0 where symmetric, else the zero point. Raises QuambaError before the first update.
+        """
+        if self.count == 0:
+            raise QuambaError(f"{self}: has seen no data: call update(x) before get_quantization_parameters()")
+        scale, base = self._parameters()
+        return scale.to(torch.float32), base.to(torch.float32)
+
+    def settings(self) -> dict:
+        """The constructor's arguments by name, read from the attributes of the same names."""
+        names = inspect.signature(type(self)).parameters
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise QuambaError(f"{self}: keep the constructor's argument {missing[0]!r} as self.{missing[0]}")
+        return {name: getattr(self, name) for name in names}
+
+    def range_parameters(
+        self, low: Tensor | float, high: Tensor | float, level: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(scale, base) that cover [clip_ratio * low, clip_ratio * high]: numbers, or tensors of one shape.
+
+        level: the integer that the larger magnitude maps to where symmetric; the largest one by default.
+        """
+        low, high = (torch.as_tensor(v, dtype=torch.float64) * self.clip_ratio for v in (low, high))
+        if self.sym:
+            scale = numerics.symmetric_scale(torch.maximum(-low, high), self.n_bits, level)
+            return scale, torch.zeros_like(scale)
+        return numerics.asymmetric_parameters(low, high, self.n_bits)
+
+    def __str__(self) -> str:
+        own_name = type(self).__dict__.get("name")
+        return f"observer {own_name!r} ({type(self).__name__})" if own_name else f"observer {type(self).__name__}"
+
+    @abc.abstractmethod
+    def _update(self, x: Tensor) -> None:
+        """Folds `x` into the statistic."""
+
+    @abc.abstractmethod
+    def _merge(self, other: "Observer") -> None:
+        """Folds in the statistic of `other`, which has seen data; this one may not have."""
+
+    @abc.abstractmethod
+    def _parameters(self) -> tuple[Tensor, Tensor]:
+        """(scale, base) of the statistic; `range_parameters` makes them of a range."""
+
+
+_registry: dict[str, type[Observer]] = {}
+_plugins: dict[Path, ModuleType] = {}
+
+
+def register_observer(name: str) -> Callable[[type[Observer]], type[Observer]]:
+    """Class decorator: makes an Observer known as `name`, to `create_observer` and to `--observer`.
+
+    Raises QuambaError where the name is taken by another class. The same class defined again replaces itself.
+    """
+
+    def register(cls: type[Observer]) -> type[Observer]:
+        if not (isinstance(cls, type) and issubclass(cls, Observer)):
+            raise QuambaError(f"register_observer({name!r}): {cls!r} is not a subclass of quamba.observer.Observer")
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(cls).parameters.values()):
+            raise QuambaError(f"register_observer({name!r}): name every constructor argument, without * and **")
+        known = _registry.get(name)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise QuambaError(f"the observer name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        cls.name = name
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+def observer_names() -> list[str]:
+    """The names that `create_observer` knows, in the order of registration."""
+    return list(_registry)
+
+
+def create_observer(name: str, **kwargs) -> Observer:
+    """A new observer of that name. Raises QuambaError on an unknown name or argument, listing the known ones."""
+    if name not in _registry:
+        raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(_registry)}")
+    cls = _registry[name]
+    accepted = inspect.signature(cls).parameters
+    unknown = sorted(set(kwargs) - set(accepted))
+    if unknown:
+        raise QuambaError(f"observer {name!r} takes no argument {', '.join(unknown)}; it takes {', '.join(accepted)}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in kwargs]
+    if missing:
+        raise QuambaError(f"observer {name!r} needs the argument {', '.join(missing)}")
+    return cls(**kwargs)
+
+
+def load_plugin(path: str | Path) -> ModuleType:
+    """Runs a user's Python file, so that what it registers is known by name; a second call does nothing.
+
+    Raises QuambaError where the file is missing or fails; nothing of it then stays registered.
+    """
+    path = Path(path).expanduser().resolve()
+    if path in _plugins:
+        return _plugins[path]
+    if not path.is_file() or path.suffix != ".py":
+        raise QuambaError(f"plug-in {str(path)!r} is not a Python file: give the path of an existing .py file")
+    name = f"quamba_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    before = dict(_registry)
+    sys.modules[name] = module  # so that its classes can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        _registry.clear()
+        _registry.update(before)
+        raise QuambaError(f"plug-in {str(path)!r} failed: {type(error).__name__}: {error}") from error
+    _plugins[path] = module
+    added = [observer for observer in _registry if observer not in before]
+    logger.info("plug-in %s registered the observers: %s", path, ", ".join(added) or "none")
+    return module

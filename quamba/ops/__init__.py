@@ -1,0 +1,73 @@
+"""The ops, reached as `ops.NAME(...)`: PyTorch's dispatcher picks the kernel of the tensors' device.
+
+The plain-torch reference is every op's default implementation. It runs only when asked for (QUAMBA_REFERENCE=1): a
+missing extension, or a device without kernels, is an error and never a silent fall back.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import QuambaError
+from . import reference
+from .schemas import FAKES, SCHEMAS
+
+_library = torch.library.Library("quamba", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"quamba::{_name}", FAKES[_name], lib=_library)
+    globals()[_name] = getattr(torch.ops.quamba, _name)
+
+REFERENCE_ONLY = os.environ.get("QUAMBA_REFERENCE") == "1"
+
+if not REFERENCE_ONLY:
+    try:
+        from .. import _C  # noqa: F401  registers the kernels
+    except ImportError as error:
+        raise ImportError(
+            f"quamba's kernels are not built or do not load ({error}). Build them with `make build` or "
+            "`python setup.py build_ext --inplace`; QUAMBA_REFERENCE=1 runs the slow reference instead."
+        ) from error
+
+
+def has_kernel(name: str, device_type: str) -> bool:
+    """Whether a compiled kernel (not the reference) serves the op on that kind of device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{name}", device_type.upper())
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if it exists and has a kernel of every op. Raises QuambaError naming what is missing."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise QuambaError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
+    if missing and not REFERENCE_ONLY:
+        raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): use --device cpu")
+    return device
+
+
+def cpu_capability() -> str:
+    """The instruction set that CPU kernels run: avx512_vnni, avx2, portable; `reference` without kernels."""
+    return "reference" if REFERENCE_ONLY else torch.ops.quamba.cpu_capability()
+
+
+@contextmanager
+def force_cpu_capability(name: str) -> Iterator[None]:
+    """Run CPU kernels of a lower instruction set within the block, as QUAMBA_CPU_CAPABILITY does for a process."""
+    previous = torch.ops.quamba.cpu_capability()
+    torch.ops.quamba.set_cpu_capability(name)
+    try:
+        yield
+    finally:
+        torch.ops.quamba.set_cpu_capability(previous)
+
+
+def backends(device_type: str) -> dict[str, str]:
+    """What runs each op on that kind of device, for logs: the kernel's instruction set or `reference`."""
+    kernel = cpu_capability() if device_type == "cpu" else device_type
+    return {name: kernel if has_kernel(name, device_type) else "reference" for name in SCHEMAS}

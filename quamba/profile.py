@@ -1,0 +1,18 @@
+"""How large a model is: in its files, and in memory."""
+
+from pathlib import Path
+
+from torch import nn
+
+
+def memory_bytes(model: nn.Module) -> int:
+    """Bytes of the model's parameters and buffers, a tensor that several modules share counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def checkpoint_bytes(directory: Path) -> int:
+    """Bytes of the weight files in a checkpoint's folder."""
+    files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+    return sum(file.stat().st_size for file in files)

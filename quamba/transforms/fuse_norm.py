@@ -1,0 +1,50 @@
+"""Fold RMSNorm weights into the linear layers that read the norm, which leaves norms without a weight of their own."""
+
+import torch
+
+from ..errors import QuambaError
+
+
+@torch.no_grad()
+def fuse_norm(model: torch.nn.Module) -> None:
+    """Fold every block's norm.weight into mixer.in_proj.weight and set it to ones; logits are unchanged.
+
+    model: a Mamba causal LM (`backbone.layers[i].norm`, `.mixer.in_proj`), changed in place; the products are computed
+    in float32 and stored in the weight's dtype.
+    """
+    for layer in model.backbone.layers:
+        _fold(layer.norm, layer.mixer.in_proj)
+
+
+@torch.no_grad()
+def fuse_final_norm(model: torch.nn.Module) -> None:
+    """Fold backbone.norm_f.weight into lm_head.weight and set it to ones; logits are unchanged.
+
+    The head gets a tensor of its own first (`untie_embedding`): the embedding must not change.
+    """
+    untie_embedding(model)
+    _fold(model.backbone.norm_f, model.lm_head)
+
+
+@torch.no_grad()
+def untie_embedding(model: torch.nn.Module) -> None:
+    """Give lm_head a tensor of its own where it shares the embedding's, and say so in the config; logits unchanged."""
+    if model.lm_head.weight is model.get_input_embeddings().weight:
+        shared = model.lm_head.weight
+        model.lm_head.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+    model.config.tie_word_embeddings = False
+    # what device maps and quantizers take as tied: transformers reads it from the config once, at construction
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
+
+
+def require_fused(norm: torch.nn.Module, name: str, remedy: str) -> None:
+    """Raises QuambaError unless the norm's weight is all ones: `name` says which norm, `remedy` what to call first."""
+    if not torch.equal(norm.weight, torch.ones_like(norm.weight)):
+        raise QuambaError(f"{name} still has a weight, which does not commute with a rotation: call {remedy} first")
+
+
+def _fold(norm: torch.nn.Module, linear: torch.nn.Module) -> None:
+    """linear(norm(x)) with the norm's weight moved into the linear: W[:, j] *= norm.weight[j]."""
+    folded = linear.weight.to(torch.float32) * norm.weight.to(torch.float32)  # [out, in] * [in]
+    linear.weight.copy_(folded)
+    norm.weight.fill_(1.0)

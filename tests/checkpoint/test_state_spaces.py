@@ -1,0 +1,229 @@
+"""The original state-spaces format gives the same model as the transformers one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import Mamba2Config, Mamba2ForCausalLM
+
+from quamba.checkpoint import load_float, resolve_checkpoint
+from quamba.errors import QuambaError
+
+MAMBA1 = {"d_model": 32, "n_layer": 2, "vocab_size": 93, "ssm_cfg": {"d_state": 4, "dt_rank": 3}}
+MAMBA1 |= {"rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
+MAMBA2 = {"d_model": 32, "d_intermediate": 0, "n_layer": 2, "vocab_size": 93, "attn_layer_idx": [], "attn_cfg": {}}
+MAMBA2 |= {"ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 16, "ngroups": 2, "chunk_size": 4}}
+MAMBA2 |= {"rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True, "tie_embeddings": True}
+
+
+def original_tensors(model) -> dict[str, torch.Tensor]:
+    """The tensors as mamba_ssm names them, a tied head included."""
+    return {name.replace("embeddings", "embedding"): tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def write_original(folder: Path, config: dict, tensors: dict, tokenizer=None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(tensors, folder / "pytorch_model.bin")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def load(tmp_path, tiny_tokenizer):
+    """A function that writes an original checkpoint and loads it: (config, tensors) -> model."""
+
+    def write_and_load(config, tensors, **options):
+        folder = write_original(tmp_path / "original", config, tensors, tiny_tokenizer)
+        return load_float(resolve_checkpoint(str(folder)), **options)[0]
+
+    return write_and_load
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_mamba_logits_are_the_same_bit_for_bit(load, tiny_mamba, tokens, tied):
+    model = tiny_mamba(tie_word_embeddings=tied)
+    loaded = load(MAMBA1 | {"tie_embeddings": tied}, original_tensors(model))
+    assert type(loaded) is type(model)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert (loaded.lm_head.weight is loaded.backbone.embeddings.weight) == tied
+
+
+def test_mamba2_logits_are_the_same_bit_for_bit(load, tokens):
+    torch.manual_seed(0)
+    sizes = {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 4}
+    config = Mamba2Config(vocab_size=96, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
+    model = Mamba2ForCausalLM(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+            parameter.uniform_(0.5, 1.5)
+    loaded = load(MAMBA2, original_tensors(model))
+    assert type(loaded) is Mamba2ForCausalLM
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_biases_and_sizes_follow_ssm_cfg(load, tiny_mamba, tokens):
+    options = {"d_conv": 3, "expand": 3, "bias": True, "conv_bias": False, "dt_init": "random", "use_fast_path": True}
+    model = tiny_mamba(conv_kernel=3, expand=3, use_bias=True, use_conv_bias=False)
+    loaded = load(MAMBA1 | {"ssm_cfg": MAMBA1["ssm_cfg"] | options}, original_tensors(model))
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (MAMBA1, 96),
+        (MAMBA1 | {"pad_vocab_size_multiple": 64}, 128),
+        ({key: value for key, value in MAMBA1.items() if key != "pad_vocab_size_multiple"} | {"vocab_size": 97}, 104),
+        (MAMBA2 | {"vocab_size": 97}, 112),
+    ],
+)
+def test_the_vocabulary_is_padded_up_to_its_multiple(config, rows):
+    from quamba.checkpoint.state_spaces import convert_config
+
+    assert convert_config(config, Path("config.json")).vocab_size == rows
+
+
+def test_an_unpadded_embedding_gets_rows_of_zeros(load, tiny_mamba, tokens):
+    model = tiny_mamba()
+    tensors = original_tensors(model)
+    tensors["backbone.embedding.weight"] = tensors["lm_head.weight"] = tensors["lm_head.weight"][:93]
+    loaded = load(MAMBA1, tensors)
+    assert loaded.backbone.embeddings.weight.shape == (96, 32)
+    assert torch.equal(loaded(tokens).logits[..., :93], model(tokens).logits[..., :93])
+    assert not loaded(tokens).logits[..., 93:].any()
+
+
+def test_special_tokens_are_those_of_gpt_neox(load, tiny_mamba):
+    config = load(MAMBA1, original_tensors(tiny_mamba())).config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 0, 0)
+
+
+def test_the_loaded_model_saves_as_a_transformers_checkpoint(load, tiny_mamba, tokens, tmp_path, tiny_tokenizer):
+    model = load(MAMBA1, original_tensors(tiny_mamba()))
+    model.save_pretrained(tmp_path / "converted")
+    tiny_tokenizer.save_pretrained(tmp_path / "converted")
+    again, _ = load_float(resolve_checkpoint(str(tmp_path / "converted")))
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn_layer_idx": [1]}, r"attn_layer_idx is \[1\]"),
+        ({"d_intermediate": 64}, "d_intermediate is 64"),
+        ({"rms_norm": False}, "rms_norm is false"),
+        ({"ssm_cfg": {"layer": "Mamba3"}}, "ssm_cfg.layer is 'Mamba3'"),
+        ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate = True is not supported"),
+        ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [0.1]}}, r"dt_limit is \[0.1\], not two numbers"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": 48}}, "describes no valid model"),
+        ({"ssm_cfg": {"colour": 3}}, "ssm_cfg.colour is an option that this package does not know"),
+        ({"ssm_cfg": {"d_state": 0}}, "d_state is 0, not a positive integer"),
+        ({"ssm_cfg": [1]}, r"ssm_cfg is \[1\], not an object"),
+        ({"d_model": "wide"}, "d_model is 'wide', not a positive integer"),
+        ({"pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple is 0"),
+        ({"tie_embeddings": "yes"}, "describes no valid model"),
+        ({"vocab_size": 70}, r"backbone.embeddings.weight has shape \[96, 32\].* has 72 rows"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(load, tiny_mamba, change, message):
+    with pytest.raises(QuambaError, match=message):
+        load(MAMBA1 | change, original_tensors(tiny_mamba()))
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(load, tiny_mamba):
+    tensors = original_tensors(tiny_mamba())
+    tensors["backbone.layers.0.mixer.E"] = tensors.pop("backbone.layers.0.mixer.D")
+    tensors["backbone.layers.1.mixer.D"] = torch.zeros(3)
+    with pytest.raises(QuambaError) as caught:
+        load(MAMBA1, tensors)
+    assert "missing: backbone.layers.0.mixer.D" in str(caught.value)
+    assert "not part of the model: backbone.layers.0.mixer.E" in str(caught.value)
+    assert "of the wrong shape: backbone.layers.1.mixer.D [3] instead of [64]" in str(caught.value)
+
+
+def test_a_tied_head_that_differs_is_refused(load, tiny_mamba):
+    with pytest.raises(QuambaError, match=r"lm_head\.weight differs from the embedding"):
+        load(MAMBA1, original_tensors(tiny_mamba(tie_word_embeddings=False)))
+
+
+def test_an_untied_checkpoint_needs_a_head(load, tiny_mamba):
+    tensors = original_tensors(tiny_mamba())
+    del tensors["lm_head.weight"]
+    with pytest.raises(QuambaError, match=r"missing: lm_head\.weight"):
+        load(MAMBA1 | {"tie_embeddings": False}, tensors)
+
+
+def test_damaged_weights_are_named(tmp_path, tiny_mamba, tiny_tokenizer):
+    folder = write_original(tmp_path / "original", MAMBA1, original_tensors(tiny_mamba()), tiny_tokenizer)
+    file = folder / "pytorch_model.bin"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        file.write_bytes(content)
+        with pytest.raises(QuambaError, match=r"pytorch_model\.bin is truncated or damaged"):
+            load_float(resolve_checkpoint(str(folder)))
+    torch.save([1, 2], file)
+    with pytest.raises(QuambaError, match=r"pytorch_model\.bin does not hold named tensors"):
+        load_float(resolve_checkpoint(str(folder)))
+    file.unlink()
+    with pytest.raises(QuambaError, match=r"holds no weights.*pytorch_model\.bin"):
+        load_float(resolve_checkpoint(str(folder)))
+
+
+class Planted:
+    """Unpickled, it would call a function of the checkpoint's choice."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("planted"),))
+
+
+def test_a_pickle_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_original(tmp_path / "original", MAMBA1, {"weight": Planted()})
+    with pytest.raises(QuambaError, match="truncated or damaged"):
+        load_float(resolve_checkpoint(str(folder)))
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.fixture
+def no_tokenizer(tmp_path, monkeypatch, tiny_mamba) -> Path:
+    """An original checkpoint without a tokenizer, in an empty working directory, and no hub."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("quamba.checkpoint.resolve.snapshot_download", unreachable)
+    return write_original(tmp_path / "original", MAMBA1, original_tensors(tiny_mamba()))
+
+
+@pytest.mark.parametrize("name", ["gpt-neox-20b", "EleutherAI/gpt-neox-20b"])
+@pytest.mark.parametrize("root", ["mine", "pretrained_models"])
+def test_the_tokenizer_is_found_locally(no_tokenizer, tiny_tokenizer, root, name):
+    tiny_tokenizer.save_pretrained(Path(root) / name)
+    _, tokenizer = load_float(resolve_checkpoint(str(no_tokenizer), pretrained_dir="mine"))
+    assert tokenizer("w3 w7").input_ids == [3, 7]
+
+
+def test_a_lone_tokenizer_json_still_ends_texts(no_tokenizer, tiny_tokenizer):
+    tiny_tokenizer.backend_tokenizer.save(str(no_tokenizer / "tokenizer.json"))
+    _, tokenizer = load_float(resolve_checkpoint(str(no_tokenizer)))
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 0)
+
+
+def test_a_tokenizer_that_is_nowhere_is_one_message(no_tokenizer):
+    with pytest.raises(QuambaError) as caught:
+        load_float(resolve_checkpoint(str(no_tokenizer), pretrained_dir="mine"))
+    for place in (f"{no_tokenizer}", "mine/gpt-neox-20b", "mine/EleutherAI/gpt-neox-20b", "hub: no connection"):
+        assert place in str(caught.value)
+    assert "into mine/gpt-neox-20b" in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_named(no_tokenizer):
+    (no_tokenizer / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(QuambaError, match=r"the tokenizer in .*original cannot be read"):
+        load_float(resolve_checkpoint(str(no_tokenizer)))

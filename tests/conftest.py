@@ -1,0 +1,31 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+
+@pytest.fixture
+def tiny_mamba() -> Callable[..., MambaForCausalLM]:
+    """A function that builds a small random Mamba: every tensor random, so that no term can hide behind a 0 or a 1."""
+
+    def build(seed: int = 0, **options) -> MambaForCausalLM:
+        sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 3}
+        torch.manual_seed(seed)
+        model = MambaForCausalLM(MambaConfig(**sizes | options)).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias") and "dt_proj" not in name:
+                parameter.normal_(std=0.2)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Token ids [2, 13] that every tiny model has."""
+    return torch.randint(0, 60, (2, 13), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,160 @@
+import hashlib
+import json
+import shutil
+
+import datasets
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from quamba import data
+from quamba.errors import QuambaError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(data.embedded_model_dir("mamba-tiny"))
+
+
+class WordTokenizer:
+    """One token a word, its number; `<s>` is 0."""
+
+    bos_token_id, eos_token_id = 0, None
+
+    def __call__(self, documents, **_):
+        return {"input_ids": [[int(word) for word in document.split()] for document in documents]}
+
+
+def test_embedded_models_have_a_folder_with_a_model_card():
+    for name in data.EMBEDDED_MODELS:
+        folder = data.embedded_model_dir(name)
+        assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert data.embedded_model_dir("mamba-130m") is None
+
+
+@pytest.mark.parametrize("split", ["calibration", "test"])
+def test_embedded_text_is_whole_files_of_the_split_that_the_checkpoint_was_trained_by(split):
+    rows = data.read_asset_rows(f"text/stdlib-{split}.jsonl")
+    for row in rows:
+        bucket = int(hashlib.sha256(row["path"].encode()).hexdigest(), 16) % 20
+        assert (bucket == 1) if split == "test" else (bucket > 1)
+    assert data.load_text("stdlib", split) == [row["text"] for row in rows]
+    assert 500_000 < sum(len(row["text"].encode()) for row in rows) < 1_000_000
+    assert (data.ASSETS / "text" / "LICENSE-PSF.txt").read_text().count("Python Software Foundation") > 1
+
+
+def test_a_changed_embedded_file_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(data.ASSETS / "text", tmp_path / "text")
+    shutil.copy(data.ASSETS / "MANIFEST.json", tmp_path)
+    file = tmp_path / "text" / "stdlib-test.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"import", b"export", 1))
+    monkeypatch.setattr(data, "ASSETS", tmp_path)
+    with pytest.raises(QuambaError, match=r"stdlib-test\.jsonl was changed"):
+        data.load_text("stdlib", "test")
+
+
+def test_local_files(tmp_path):
+    (tmp_path / "a.txt").write_text("first line\n\nsecond\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": " "}\n{"text": "two", "id": 2}\n')
+    (tmp_path / "c.bin").write_bytes(b"\xff\xfe")
+    assert data.load_text(tmp_path / "a.txt") == ["first line\n\nsecond\n"]
+    assert data.load_text(str(tmp_path / "b.jsonl"), "test") == ["one", "two"]
+    assert data.load_text(tmp_path) == ["first line\n\nsecond\n", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "fine"}\n{"txt": 1}\n', r"x\.jsonl, line 2: .* \"text\""),
+        ("x.jsonl", b"[1]\n", "line 1"),
+        ("x.txt", b"\xff\xfe", "as UTF-8"),
+        ("x.txt", b" \n\n", "nothing but blanks"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(QuambaError, match=message):
+        data.load_text(tmp_path / file)
+
+
+def test_unknown_names_list_the_known_ones(tmp_path):
+    with pytest.raises(QuambaError, match=r"'wikitext3'.*stdlib, wikitext2, c4, pile, lambada"):
+        data.load_text("wikitext3")
+    with pytest.raises(QuambaError, match=r"no \.txt and no \.jsonl"):
+        data.load_text(tmp_path)
+    with pytest.raises(QuambaError, match="unknown split 'train'"):
+        data.load_text("stdlib", "train")
+
+
+def test_hub_texts_are_read_as_the_table_says(monkeypatch):
+    asked = {}
+
+    def load_dataset(path, name, data_files, split):
+        asked.update(path=path, name=name, data_files=data_files, split=split)
+        return datasets.Dataset.from_dict({"text": [f"row {i}" for i in range(2000)]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    documents = data.load_text("wikitext2", "test")
+    assert asked == {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "data_files": None, "split": "test"}
+    assert len(documents) == 1 and documents[0].startswith("row 0\n\nrow 1\n\n")
+    assert len(data.load_text("c4", "test")) == 1100
+    assert "validation" in asked["data_files"]
+    assert len(data.load_text("pile", "calibration")) == 2000
+    assert asked["path"] == "mit-han-lab/pile-val-backup"
+
+
+def test_an_unreachable_hub_says_what_was_tried_and_what_to_do(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(QuambaError, match=r"'wikitext2'.*Salesforce/wikitext.*no route.*local file"):
+        data.load_text("wikitext2", "test")
+
+
+def test_token_stream_puts_a_mark_before_each_document(tokenizer):
+    stream = data.token_stream(["import os\n", "x = 1\n"], tokenizer)
+    first, second = (tokenizer(text)["input_ids"] for text in ("import os\n", "x = 1\n"))
+    assert stream.dtype == torch.int64
+    assert stream.tolist() == [0, *first, 0, *second]
+
+
+def test_calibration_windows_are_distinct_slices_chosen_by_the_seed():
+    documents = [" ".join(str(i) for i in range(1, 1000))]
+    windows = data.token_windows(documents, WordTokenizer(), seqlen=7, count=20, seed=3)
+    assert windows.shape == (20, 7) and windows.dtype == torch.int64
+    assert (windows[:, 1:] - windows[:, :-1] == 1).all()
+    assert windows.unique().numel() == windows.numel()  # no token twice: no overlap
+    assert torch.equal(windows, data.token_windows(documents, WordTokenizer(), 7, 20, seed=3))
+    assert not torch.equal(windows, data.token_windows(documents, WordTokenizer(), 7, 20, seed=4))
+
+
+def test_too_little_calibration_text_is_said(caplog):
+    documents = ["1 2 3 4 5 6 7 8 9"]  # 10 tokens with the mark
+    assert data.token_windows(documents, WordTokenizer(), seqlen=4, count=8).shape == (2, 4)
+    assert "2 distinct sequences of 4 tokens, not 8" in caplog.text
+    with pytest.raises(QuambaError, match="10 tokens, fewer than one sequence of 11"):
+        data.token_windows(documents, WordTokenizer(), seqlen=11, count=1)
+    with pytest.raises(QuambaError, match="number of calibration sequences is 0"):
+        data.token_windows(documents, WordTokenizer(), seqlen=4, count=0)
+
+
+def test_evaluation_windows_cover_the_text_in_order():
+    windows = data.evaluation_windows(["1 2 3 4", "5 6"], WordTokenizer(), seqlen=3)
+    assert [window.tolist() for window in windows] == [[0, 1, 2], [3, 4, 0], [5, 6]]
+    windows = data.evaluation_windows(["1 2 3"], WordTokenizer(), seqlen=3)
+    assert [window.tolist() for window in windows] == [[0, 1, 2]]  # the last token alone predicts nothing
+    with pytest.raises(QuambaError, match="window is 1"):
+        data.evaluation_windows(["1 2 3"], WordTokenizer(), seqlen=1)
+
+
+def test_text_hash_tells_documents_apart():
+    assert data.text_sha256(["ab", "c"]) != data.text_sha256(["a", "bc"])
+    assert data.text_sha256(["a"]) == data.text_sha256(("a",))
+
+
+def test_manifest_lists_every_text_and_task_file():
+    names = set(data.asset_hashes())
+    files = {path.relative_to(data.ASSETS).as_posix() for path in data.ASSETS.rglob("*.jsonl")}
+    assert names == files
+    assert all(json.dumps(row) for name in names for row in data.read_asset_rows(name))

@@ -1,0 +1,72 @@
+"""Norm weights move into the linear layers behind them, and the logits stay."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quamba.transforms import fuse_final_norm, fuse_norm, untie_embedding
+
+TIED_AND_UNTIED = pytest.mark.parametrize("tied", [True, False])
+
+
+def assert_same_logits(model, tokens, expected):
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@TIED_AND_UNTIED
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_fusing_block_norms_keeps_the_logits(tiny_mamba, tokens, tied, use_bias):
+    model = tiny_mamba(tie_word_embeddings=tied, use_bias=use_bias)
+    expected = model(tokens).logits
+    final = model.backbone.norm_f.weight.clone()
+    fuse_norm(model)
+    assert_same_logits(model, tokens, expected)
+    assert all(torch.equal(layer.norm.weight, torch.ones(32)) for layer in model.backbone.layers)
+    assert torch.equal(model.backbone.norm_f.weight, final)
+
+
+@TIED_AND_UNTIED
+def test_fusing_the_final_norm_keeps_the_logits_and_the_embedding(tiny_mamba, tokens, tied):
+    model = tiny_mamba(tie_word_embeddings=tied)
+    expected, embedding = model(tokens).logits, model.backbone.embeddings.weight.clone()
+    fuse_final_norm(model)
+    assert_same_logits(model, tokens, expected)
+    assert torch.equal(model.backbone.norm_f.weight, torch.ones(32))
+    assert torch.equal(model.backbone.embeddings.weight, embedding)
+    assert model.lm_head.weight is not model.backbone.embeddings.weight
+    assert model.config.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("fuse", [fuse_norm, fuse_final_norm])
+def test_fusing_twice_changes_nothing(tiny_mamba, tokens, fuse):
+    model = tiny_mamba()
+    fuse(model)
+    once = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fuse(model)
+    assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_keep_their_dtype(tiny_mamba):
+    model = tiny_mamba().to(torch.bfloat16)
+    fuse_norm(model)
+    fuse_final_norm(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_untying_makes_two_equal_tensors(tiny_mamba, tokens):
+    model = tiny_mamba(tie_word_embeddings=True)
+    expected = model(tokens).logits
+    untie_embedding(model)
+    assert model.lm_head.weight.data_ptr() != model.backbone.embeddings.weight.data_ptr()
+    assert torch.equal(model(tokens).logits, expected)
+    assert model.all_tied_weights_keys == {}
+    model.tie_weights()
+    assert model.lm_head.weight is not model.backbone.embeddings.weight
+
+
+def test_an_untied_head_survives_saving(tiny_mamba, tokens, tmp_path):
+    model = tiny_mamba(tie_word_embeddings=True)
+    expected = model(tokens).logits
+    fuse_final_norm(model)
+    model.save_pretrained(tmp_path)
+    assert_same_logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens, expected)

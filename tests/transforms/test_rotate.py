@@ -1,0 +1,77 @@
+"""The rotation of the residual stream, alone and together with every other transform."""
+
+import pytest
+import torch
+
+from quamba.convert import install_float_mixers
+from quamba.errors import QuambaError
+from quamba.transforms import apply_hadamard, fuse_final_norm, fuse_norm, rotate_out_proj, rotate_residual
+
+SIZES = pytest.mark.parametrize("hidden_size", [32, 48])  # d_inner 64, and 96 = 12 * 8
+
+
+@SIZES
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rotating_the_residual_keeps_the_logits(tiny_mamba, tokens, hidden_size, use_bias, tied):
+    model = tiny_mamba(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
+    expected = model(tokens).logits
+    fuse_norm(model)
+    fuse_final_norm(model)
+    rotate_residual(model)
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@SIZES
+def test_the_stream_itself_is_rotated(tiny_mamba, tokens, hidden_size):
+    model = tiny_mamba(hidden_size=hidden_size, use_bias=True)
+    fuse_norm(model)
+    fuse_final_norm(model)
+    before = model(tokens, output_hidden_states=True).hidden_states
+    rotate_residual(model)
+    after = model(tokens, output_hidden_states=True).hidden_states
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, apply_hadamard(old), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_head_without_a_norm_weight_stays_tied(tiny_mamba, tokens):
+    model = tiny_mamba(tie_word_embeddings=True)
+    model.backbone.norm_f.weight.fill_(1.0)
+    expected = model(tokens).logits
+    fuse_norm(model)
+    rotate_residual(model)
+    assert model.lm_head.weight is model.backbone.embeddings.weight
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@SIZES
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_all_transforms_together_keep_the_logits(tiny_mamba, tokens, hidden_size, use_bias, tied):
+    model = tiny_mamba(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
+    expected = model(tokens).logits
+    install_float_mixers(model)
+    fuse_norm(model)
+    fuse_final_norm(model)
+    rotate_out_proj(model)
+    rotate_residual(model)
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_norm_weights_must_be_fused_first(tiny_mamba):
+    model = tiny_mamba()
+    before = model.backbone.embeddings.weight.clone()
+    with pytest.raises(QuambaError, match=r"norm of layer 0 .* call fuse_norm\(model\) first"):
+        rotate_residual(model)
+    fuse_norm(model)
+    with pytest.raises(QuambaError, match=r"final norm .* call fuse_final_norm\(model\) first"):
+        rotate_residual(model)
+    assert torch.equal(model.backbone.embeddings.weight, before)
+
+
+def test_an_unsupported_hidden_size_is_refused(tiny_mamba):
+    model = tiny_mamba(hidden_size=36)
+    fuse_norm(model)
+    fuse_final_norm(model)
+    with pytest.raises(QuambaError, match="size 36"):
+        rotate_residual(model)
