@@ -1,1 +1,32 @@
-"""quamba."""
+"""quamba quantizes state-space language models and runs what it quantized.
+
+    model, tokenizer = quamba.load("mamba-tiny")
+    quamba.quantize(model, tokenizer, scheme="w8a8", observer="mse")
+    quamba.evaluate(model, tokenizer, ppl_datasets=["stdlib"])
+    quamba.save(model, tokenizer, "pretrained_models/mamba-tiny-w8a8")
+
+Importing it also registers the checkpoint format, so that transformers' `from_pretrained` reads what `save` wrote.
+"""
+
+from .calibration import CalibrationResult, CalibrationText
+from .checkpoint import load
+from .checkpoint import save_quantized as save
+from .errors import QuambaError
+from .evaluate import evaluate
+from .observer import Observer, load_plugin, register_observer
+from .quantize import quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationResult",
+    "CalibrationText",
+    "Observer",
+    "QuambaError",
+    "evaluate",
+    "load",
+    "load_plugin",
+    "quantize",
+    "register_observer",
+    "save",
+]

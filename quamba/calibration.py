@@ -44,6 +44,10 @@ class CalibrationText:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
         return token_windows(load_text(self.dataset, "calibration"), tokenizer, self.seqlen, self.data_num, self.seed)
 
+    def describe(self) -> str:
+        """For the terminal: what will be read."""
+        return f"{self.data_num} sequences of {self.seqlen} tokens of {self.dataset}, seed {self.seed}"
+
 
 def default_text(model: nn.Module) -> CalibrationText:
     """The calibration text of a model for which the user names none: quick and offline for an embedded one."""
@@ -76,8 +80,17 @@ class CalibrationResult:
     observer: dict[str, str]  # tap -> observer
     observer_options: dict
     tokens: int
+    windows_sha256: str  # of the token ids that were run
     seconds: float
     taps: dict[str, TapResult]
+
+    def to_dict(self) -> dict:
+        """The result as plain data."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """For the terminal: what is reused."""
+        return f"reusing an earlier result on {self.tokens} tokens"
 
     def scales(self) -> dict[str, Tensor]:
         """Tap name -> float32 scale."""
@@ -85,7 +98,7 @@ class CalibrationResult:
 
     def save(self, path: str | Path) -> None:
         """Writes the result as JSON, whole or not at all."""
-        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
+        text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=1)
         write_text_atomically(Path(path), text + "\n")
 
     @classmethod
@@ -161,9 +174,9 @@ class _TapWatch:
         step = scale.double().reshape(1)
         noise = float(distribution.mean_squared_error(step, high, -low))
         signal = (distribution.positive.square_sum + distribution.negative.square_sum) / distribution.count
-        saturated = distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above(
-            (0.5 - low) * step
-        )[0]
+        saturated = (
+            distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above((0.5 - low) * step)[0]
+        )
         return TapResult(
             observer=observer_name,
             scale=float(scale),
@@ -233,4 +246,5 @@ def calibrate(
     seconds = time.perf_counter() - start
     logger.info("calibrated on %d tokens in %.1f s", windows.numel(), seconds)
     used = {tap: name for tap, name in observers.items() if head or tap != HEAD_TAP}
-    return CalibrationResult(fingerprint, used, options, windows.numel(), seconds, taps)
+    digest = hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()
+    return CalibrationResult(fingerprint, used, options, windows.numel(), digest, seconds, taps)

@@ -5,6 +5,8 @@ canonical view [..., channels, rest]; everything after that is the same for all.
 per group: min-max keeps a range per channel and reduces it by scatter; the others keep one observer per group.
 """
 
+import abc
+
 import torch
 from torch import Tensor
 
@@ -36,9 +38,9 @@ class GroupedObserver(Observer):
         self._low = torch.full((self.channels,), torch.inf)  # min-max alone: [channels], float32
         self._high = -self._low
 
+    @abc.abstractmethod
     def _view(self, x: Tensor) -> Tensor:
         """`x` as [..., channels, rest]; raises QuambaError where its shape does not allow that."""
-        raise NotImplementedError
 
     def _update(self, x: Tensor) -> None:
         x = self._view(x)
@@ -62,7 +64,7 @@ class GroupedObserver(Observer):
         if self._observers:
             scales, bases = zip(*(o.get_quantization_parameters() for o in self._observers), strict=True)
             return torch.stack(scales), torch.stack(bases)
-        reduced = torch.empty(2, self.groups)
+        reduced = torch.zeros(2, self.groups)
         low = reduced[0].scatter_reduce(0, self._channel_group, self._low, "amin", include_self=False)
         high = reduced[1].scatter_reduce(0, self._channel_group, self._high, "amax", include_self=False)
         return self.range_parameters(low, high)

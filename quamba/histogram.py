@@ -74,14 +74,15 @@ class MagnitudeHistogram:
                 mine[start:end] += theirs[1:]
 
     def distribution(self) -> "Distribution":
-        """The occupied bins, ready to be asked for quantiles and tails."""
-        occupied = self.counts[1:].nonzero().squeeze(1)
+        """The occupied bins, on the CPU, ready to be asked for quantiles and tails."""
+        counts, sums = self.counts.cpu(), self.sums.cpu()
+        zeros, occupied = int(counts[0]), counts[1:].nonzero().squeeze(1)
         keys = occupied + (self.octave << self.mantissa_bits)
         shift = 23 - self.mantissa_bits
-        counts, sums = self.counts[1:][occupied], self.sums[1:][occupied]
+        counts, sums = counts[1:][occupied], sums[1:][occupied]
         low = floats_from_bits(keys << shift)
         high = floats_from_bits((keys + 1) << shift).clamp(max=self.peak)
-        return Distribution(int(self.counts[0]), counts, sums / counts, low, high)
+        return Distribution(zeros, counts, sums / counts, low, high)
 
     def _add(self, piece: Tensor) -> None:
         first_bin = (self.octave << self.mantissa_bits) - 1  # everything lower lands in bin 0
@@ -114,7 +115,7 @@ class MagnitudeHistogram:
 
 
 class Distribution:
-    """A read-only view of a magnitude histogram. All float64.
+    """What a magnitude histogram has counted, to be read. All float64, on the CPU.
 
     Within a bin the values are taken to be spread evenly over the widest interval that lies in the bin and is centred
     on their mean: a single value, or one value repeated at the bin's edge (all of float16 and bfloat16), is exact.
@@ -203,7 +204,7 @@ class SignedHistogram:
 
 
 class SignedDistribution:
-    """A read-only view of a signed histogram; each side counts the other side's values as zeros."""
+    """What a signed histogram has counted, to be read; each side counts the other side's values as zeros."""
 
     def __init__(self, count: int, positive: Distribution, negative: Distribution):
         self.count, self.positive, self.negative = count, positive, negative
@@ -229,8 +230,8 @@ class SignedDistribution:
         scale = scale.to(torch.float64)
         total = torch.full_like(scale, self.positive.square_sum + self.negative.square_sum)
         for side, levels in ((self.positive, positive_levels), (self.negative, negative_levels)):
-            levels = torch.as_tensor(levels, device=scale.device).expand(scale.shape)
-            k = torch.arange(int(levels.max()), dtype=torch.float64, device=scale.device)
+            levels = torch.as_tensor(levels).expand(scale.shape)
+            k = torch.arange(int(levels.max()), dtype=torch.float64)
             rows = max(1, THRESHOLDS_AT_A_TIME // max(1, k.numel()))
             for start in range(0, scale.numel(), rows):
                 s, limit = scale[start : start + rows, None], levels[start : start + rows, None]

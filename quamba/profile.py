@@ -12,6 +12,12 @@ def memory_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of the tensors that a checkpoint of the model holds, shared ones once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    return sum(tensors.values())
+
+
 def checkpoint_bytes(directory: Path) -> int:
     """Bytes of the weight files in a checkpoint's folder."""
     files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]

@@ -44,7 +44,7 @@ def values_of_group(kind: str, x: torch.Tensor, group: int) -> torch.Tensor:
         return x[..., group * HEAD_DIM : (group + 1) * HEAD_DIM]
     if kind == "cross_head":
         return x[..., GROUP_ID.flatten() == group]
-    return x[:, GROUP_ID == group]
+    return x[:, group == GROUP_ID]
 
 
 KINDS = {"ssd": HEADS, "cross_head": 6, "states": 6}  # and how many groups

@@ -16,9 +16,10 @@ candidate when all of this holds:
   characters and two lines;
 - the target follows from the passage: the PRECEDING lexical units (a word, or one other visible character) before the
   target are also followed by the target earlier in the passage;
-- the embedded tokenizer splits context + target exactly at the target.
+- the target is one token of the embedded tokenizer, as LAMBADA's targets are words of a vocabulary, and the tokenizer
+  splits context + target exactly there.
 Of a file's candidates, those with the smallest sha256(path:position) are taken, at most `per_file`, no two with the
-same target or less than PASSAGE_LENGTH apart; of all files' items those with the smallest hash, in that order. No
+same target or less than MIN_DISTANCE apart; of all files' items those with the smallest hash, in that order. No
 model's answers take part. Files under encodings/ give no items: they are generated tables. Test items come from the
 test slice, few-shot examples from the calibration slice.
 """
@@ -45,6 +46,7 @@ SPLITS = {"calibration": "train", "test": "test"}
 PASSAGE_LENGTH = 480
 MIN_CONTEXT_LENGTH = 320
 MIN_TARGET_LENGTH = 4
+MIN_DISTANCE = 240  # characters: neighbouring passages share at most half of their text
 PRECEDING = 2
 EXCLUDED_TARGETS = {*keyword.kwlist, *keyword.softkwlist, "self"}
 TARGET = re.compile(r"(?:(?<=\S) |(?<=[.(\[=@]))([A-Za-z_][A-Za-z0-9_]*)")
@@ -112,13 +114,14 @@ def document_items(document: dict, encode: Callable[[str], list[int]], per_file:
     if document["path"].startswith("encodings/"):
         return chosen
     for item in sorted(candidates(document["path"], document["text"]), key=lambda item: sha256(item["id"])):
-        near_or_same = any(
-            abs(item["position"] - other["position"]) < PASSAGE_LENGTH
-            or item["target"].strip() == other["target"].strip()
-            for other in chosen
-        )
         context, target = item["context"], item["target"]
-        if near_or_same or encode(context) + encode(target) != encode(context + target):
+        if any(
+            abs(item["position"] - other["position"]) < MIN_DISTANCE or target.strip() == other["target"].strip()
+            for other in chosen
+        ):
+            continue
+        target_tokens = encode(target)
+        if len(target_tokens) != 1 or encode(context) + target_tokens != encode(context + target):
             continue
         chosen.append(item)
         if len(chosen) == per_file:

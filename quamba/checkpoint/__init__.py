@@ -1,8 +1,19 @@
-"""Checkpoints: finding one by name, and reading the formats it may have."""
+"""Checkpoints: finding one by name, reading the formats it may have, writing and verifying quantized ones."""
 
+from .load import load, load_checkpoint
 from .load_float import load_float
+from .quantized import load_quantized, recipe_of, save_quantized
 from .resolve import Checkpoint, resolve_checkpoint
-from .state_spaces import read_state_spaces
 from .tokenizer import load_tokenizer
 
-__all__ = ["Checkpoint", "load_float", "load_tokenizer", "read_state_spaces", "resolve_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load",
+    "load_checkpoint",
+    "load_float",
+    "load_quantized",
+    "load_tokenizer",
+    "recipe_of",
+    "resolve_checkpoint",
+    "save_quantized",
+]

@@ -110,7 +110,9 @@ def verify_tensors(model: nn.Module, files: list[Path]) -> None:
     }
     lines = [f"{what}: {', '.join(names[:4])} ({len(names)} in all)" for what, names in problems.items() if names]
     if lines:
-        raise QuambaError(f"{folder} does not hold the tensors that its quantization_config describes; {'; '.join(lines)}")
+        raise QuambaError(
+            f"{folder} does not hold the tensors that its quantization_config describes; {'; '.join(lines)}"
+        )
 
 
 def _fits(tensor: torch.Tensor, shape: tuple, dtype: str) -> bool:

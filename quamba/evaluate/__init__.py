@@ -1,4 +1,4 @@
-"""Measuring a model: perplexity, lm-eval tasks, and paired comparisons of two models. `quamba.evaluate` is `evaluate`."""
+"""Measuring a model: perplexity, lm-eval tasks, paired comparisons of two models. `quamba.evaluate` is `evaluate`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +34,13 @@ class EvaluationResult(dict):
         super().__init__(ppl={}, lm_eval={})
         self.windows: dict[str, PerplexityResult] = {}
         self.task_items: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, other: "EvaluationResult", suffix: str = "") -> None:
+        """Takes in what another evaluation of the same model measured; `suffix` goes behind its task names."""
+        self["ppl"] |= other["ppl"]
+        self.windows |= other.windows
+        self["lm_eval"] |= {task + suffix: metrics for task, metrics in other["lm_eval"].items()}
+        self.task_items |= {task + suffix: items for task, items in other.task_items.items()}
 
 
 def evaluate(
@@ -72,10 +79,10 @@ def evaluate(
 
 
 def compare(base: EvaluationResult, other: EvaluationResult, **options) -> dict[str, dict]:
-    """Paired 95 % intervals of everything that both measured: {"ppl": {dataset: ratio}, "lm_eval": {task: {metric: d}}}.
+    """Paired intervals of everything that both measured.
 
-    `ppl` holds the perplexity of `other` over that of `base`, `lm_eval` the differences `other` minus `base` in the
-    metrics' own units. Options as in `paired_bootstrap`.
+    {"ppl": {dataset: Interval of the perplexity of `other` over that of `base`}, "lm_eval": {task: {metric: Interval of
+    `other` minus `base`, in the metric's own unit}}}. Options as in `paired_bootstrap`.
     """
     return {
         "ppl": {

@@ -37,8 +37,8 @@ def paired_bootstrap(
     """How `b` differs from `a`, with the percentile interval of a bootstrap over the pairs.
 
     `a`, `b`: one value per window or item, of the same ones in the same order; `weights`: of each pair, equal by
-    default. The weighted mean difference d = sum w (b - a) / sum w is the statistic "difference"; "ratio" is exp(d), the
-    ratio of perplexities where the values are mean nll and the weights token counts.
+    default. The weighted mean difference d = sum w (b - a) / sum w is the statistic "difference"; "ratio" is exp(d),
+    the ratio of perplexities where the values are mean nll and the weights token counts.
     Raises QuambaError for unequal or empty inputs and unknown statistics.
     """
     if statistic not in STATISTICS:

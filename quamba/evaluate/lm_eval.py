@@ -69,8 +69,8 @@ def run_tasks(
 ) -> TaskResults:
     """Runs lm-eval's `simple_evaluate` on tasks of any kind (log-likelihood, multiple choice, generation).
 
-    `tasks`: `stdlib_cloze` (embedded), names, groups and tags that lm-eval knows, tasks of the folder `include_path`, or
-    paths of task YAML files. `num_fewshot`: None leaves each task its own default; `limit`: only the first items.
+    `tasks`: `stdlib_cloze` (embedded), names, groups and tags that lm-eval knows, tasks of the folder `include_path`,
+    or paths of task YAML files. `num_fewshot`: None leaves each task its own default; `limit`: only the first items.
     Raises QuambaError for unknown tasks, and when a task's data set is not local and the hub cannot be reached.
     """
     names = list(dict.fromkeys(tasks))
@@ -99,9 +99,9 @@ class _Tasks(TaskManager):
             return super().load(task_list)
         except (OSError, datasets.exceptions.DatasetsError) as error:
             raise QuambaError(
-                f"cannot load the data of the lm-eval tasks {', '.join(task_list)}: the Hugging Face hub cannot be reached "
-                f"and no copy is in the local cache ({type(error).__name__}: {error}). stdlib_cloze is embedded and needs "
-                "no hub"
+                f"cannot load the data of the lm-eval tasks {', '.join(task_list)}: the Hugging Face hub cannot be "
+                f"reached and no copy is in the local cache ({type(error).__name__}: {error}). stdlib_cloze is "
+                "embedded and needs no hub"
             ) from error
 
 
@@ -148,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _item_values(samples: list[dict]) -> dict[str, list[float]]:
-    """{"metric,filter": numbers in the order of the items} of one task; metrics that are no number per item are left."""
+    """{"metric,filter": a number per item, in their order} of one task, of the metrics that have one."""
     values: dict[str, list[float]] = {}
     for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
         for metric in sample["metrics"]:

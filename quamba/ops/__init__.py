@@ -35,7 +35,8 @@ if not REFERENCE_ONLY:
 
 def has_kernel(name: str, device_type: str) -> bool:
     """Whether a compiled kernel (not the reference) serves the op on that kind of device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{name}", device_type.upper())
+    key = torch._C._dispatch_key_for_device(device_type)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{name}", key)
 
 
 def check_device(device: str | torch.device) -> torch.device:

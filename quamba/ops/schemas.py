@@ -38,9 +38,7 @@ SCHEMAS = {
     # ids int64 [...], weight int8 [V, H], scale [V] -> float32 [..., H]
     "embedding_int8": "(Tensor ids, Tensor weight, Tensor scale) -> Tensor",
     # counts int64 [n], sums float64 [n] of |x| by bin (float32 bits of |x| >> (23 - mantissa_bits)) - first_bin
-    "magnitude_histogram": (
-        "(Tensor x, Tensor(a!) counts, Tensor(b!) sums, int first_bin, int mantissa_bits) -> ()"
-    ),
+    "magnitude_histogram": ("(Tensor x, Tensor(a!) counts, Tensor(b!) sums, int first_bin, int mantissa_bits) -> ()"),
 }
 
 

@@ -1,0 +1,60 @@
+"""The short table that ends a run, built from its log and the paired intervals of float and quantized model."""
+
+from rich.table import Table
+
+from .compare import Interval
+
+# lm-eval's metrics that a summary shows, first those that tasks are judged by
+SHOWN_METRICS = ("acc,none", "acc_norm,none", "exact_match,none", "f1,none", "perplexity,none")
+MEGABYTE = 1e6
+
+
+def summary_table(log: dict, intervals: dict | None) -> Table:
+    """Rows of float and quantized figures side by side, with the change and its 95 % interval where both are known.
+
+    `log`: as written by `write_log`; `intervals`: as `evaluate.compare` gives them, or None without a float run.
+    """
+    title = f"{log['model']}  {log['scheme']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    float_log = log.get("float")
+    columns = ([("float", float_log)] if float_log else []) + [(log["scheme"], log)]
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+    if float_log:
+        table.add_column("change (95 % interval)", justify="right")
+
+    def add(label: str, values: list, form: str, change: str) -> None:
+        cells = ["-" if value is None else form.format(value) for value in values]
+        table.add_row(label, *cells, *([change] if float_log else []))
+
+    for dataset in log["ppl"]:
+        ratio = intervals["ppl"].get(dataset) if intervals else None
+        values = [side["ppl"].get(dataset) for _, side in columns]
+        add(f"perplexity, {dataset}", values, "{:.4f}", _interval(ratio, "x{:.4f}", "{:.4f}"))
+    for task, metrics in log["lm_eval"].items():
+        for metric in (name for name in SHOWN_METRICS if name in metrics):
+            difference = (intervals["lm_eval"].get(task, {}) if intervals else {}).get(metric)
+            values = [side["lm_eval"].get(task, {}).get(metric) for _, side in columns]
+            add(f"{task}, {metric.split(',')[0]}", values, "{:.4f}", _interval(difference, "{:+.4f}", "{:+.4f}"))
+    for key, label in (("disk_bytes", "size on disk, MB"), ("memory_bytes", "size in memory, MB")):
+        sizes = [side["size"][key] for _, side in columns]
+        values = [None if size is None else size / MEGABYTE for size in sizes]
+        known = float_log and all(sizes)
+        add(label, values, "{:.2f}", f"x{sizes[1] / sizes[0]:.3f}" if known else "")
+    return table
+
+
+def _interval(interval: Interval | None, estimate_form: str, bound_form: str) -> str:
+    if interval is None:
+        return ""
+    bounds = f"{bound_form.format(interval.low)}, {bound_form.format(interval.high)}"
+    return f"{estimate_form.format(interval.estimate)} [{bounds}]"
+
+
+def backend_line(backends: dict[str, str]) -> str:
+    """`avx512_vnni: quantize, ...`: which kernels ran which ops."""
+    by_backend: dict[str, list[str]] = {}
+    for op, backend in backends.items():
+        by_backend.setdefault(backend, []).append(op)
+    return "; ".join(f"{backend}: {', '.join(names)}" for backend, names in by_backend.items())

@@ -1,0 +1,143 @@
+"""The mixers: the float one equals transformers', the quantized one is the same in one piece, in chunks and in steps."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from quamba import numerics
+from quamba.calibration import calibrate, parse_observers
+from quamba.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
+from quamba.nn.mamba1 import TAPS
+from quamba.quantize import transform
+from quamba.scheme import QuantizationRecipe, get_scheme
+
+OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"tie_word_embeddings": False}]
+
+
+def float_model(tiny_mamba, **options):
+    model = tiny_mamba(**options)
+    install_float_mixers(model)
+    return model
+
+
+def quantized_model(tiny_mamba, **options):
+    """A tiny model quantized on random tokens with min-max observers."""
+    model = float_model(tiny_mamba, **options)
+    transform(model, rotate_residual=False)
+    windows = torch.randint(0, 60, (4, 32), generator=torch.Generator().manual_seed(5))
+    result = calibrate(model, windows, parse_observers("minmax"), fingerprint="", progress=False)
+    convert(model, QuantizationRecipe(get_scheme("w8a8")), result.scales())
+    return model
+
+
+@pytest.fixture(params=[float_model, quantized_model], ids=["float", "w8a8"])
+def build(request, tiny_mamba):
+    """Builds a model of either kind; `exact` says whether its pieces must agree bit for bit."""
+    return lambda **options: (request.param(tiny_mamba, **options), request.param is quantized_model)
+
+
+def assert_same(actual, expected, exact: bool) -> None:
+    if exact:
+        assert torch.equal(actual, expected)
+    else:
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@torch.inference_mode()
+def test_the_float_mixer_computes_what_transformers_does(tiny_mamba, tokens, options):
+    expected = tiny_mamba(**options)(tokens).logits
+    torch.testing.assert_close(float_model(tiny_mamba, **options)(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_left_padding_matches_transformers(tiny_mamba, tokens):
+    """Without in_proj's bias: transformers masks only before in_proj, so the bias leaks into the convolution."""
+    mask = torch.ones_like(tokens)
+    mask[1, :5] = 0
+    expected = tiny_mamba()(tokens, attention_mask=mask).logits
+    actual = float_model(tiny_mamba)(tokens, attention_mask=mask).logits
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_quantized_model_is_close_to_the_float_one(tiny_mamba, tokens):
+    expected, actual = float_model(tiny_mamba)(tokens).logits, quantized_model(tiny_mamba)(tokens).logits
+    error = (actual - expected).square().mean() / expected.square().mean()
+    assert 0 < error < 1e-3  # 8 bits lose little, and they do lose something
+
+
+@pytest.mark.parametrize("cuts", [[13], [1] * 13, [6, 7], [1, 11, 1], [3, 1, 1, 8]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
+@torch.inference_mode()
+def test_prefill_chunks_and_single_steps_agree(build, tokens, cuts, options):
+    """Logits and states; transformers' own mixer forgets the SSM state between chunks."""
+    model, exact = build(**options)
+    whole = model(tokens, use_cache=True)
+    cache, pieces = DynamicCache(config=model.config), []
+    for chunk in tokens.split(cuts, dim=1):
+        pieces.append(model(chunk, cache_params=cache, use_cache=True).logits)
+    assert_same(torch.cat(pieces, dim=1), whole.logits, exact)
+    for layer, expected in zip(cache.layers, whole.cache_params.layers, strict=True):
+        assert_same(layer.conv_states[0], expected.conv_states[0], exact)
+        assert_same(layer.recurrent_states[0], expected.recurrent_states[0], exact)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": True}], ids=str)
+@torch.inference_mode()
+def test_a_left_padded_row_has_the_logits_it_has_alone(build, tokens, options):
+    model, exact = build(**options)
+    padded = torch.cat([torch.zeros(2, 4, dtype=torch.int64), tokens], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :4] = 0
+    alone = model(tokens, use_cache=True)
+    together = model(padded, attention_mask=mask, use_cache=True)
+    assert_same(together.logits[:, 4:], alone.logits, exact)
+    following = torch.tensor([[7], [9]])
+    after_alone = model(following, cache_params=alone.cache_params, use_cache=True).logits
+    after_padded = model(following, cache_params=together.cache_params, use_cache=True).logits
+    assert_same(after_padded, after_alone, exact)
+
+
+@torch.inference_mode()
+def test_rows_of_a_batch_do_not_see_each_other(build, tokens):
+    model, exact = build()
+    whole = model(tokens).logits
+    assert_same(torch.cat([model(row[None]).logits for row in tokens]), whole, exact)
+
+
+def test_scales_and_states_stay_float32_when_the_model_is_cast(tiny_mamba):
+    model = quantized_model(tiny_mamba)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(torch.bfloat16)
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == before[name].dtype, name
+        assert torch.equal(buffer, before[name]), name
+    assert model.backbone.norm_f.weight.dtype == torch.bfloat16
+
+
+@torch.inference_mode()
+def test_a_bfloat16_model_runs_and_stays_near(tiny_mamba, tokens):
+    model = quantized_model(tiny_mamba)
+    expected = model(tokens).logits
+    actual = model.to(torch.bfloat16)(tokens).logits
+    assert (actual - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_the_block_holds_integers_of_its_weights(tiny_mamba):
+    model = float_model(tiny_mamba)
+    transform(model, rotate_residual=False)
+    floats = {n: getattr(model.backbone.layers[0].mixer, n).weight.clone() for n in ("in_proj", "x_proj", "out_proj")}
+    scales = dict.fromkeys([f"layers.{i}.{tap}" for i in range(2) for tap in TAPS], torch.tensor(0.1))
+    convert(model, QuantizationRecipe(get_scheme("w8a8")), scales)
+    mixer = model.backbone.layers[0].mixer
+    for name, weight in floats.items():
+        layer = getattr(mixer, name)
+        restored = numerics.dequantize(layer.weight, layer.weight_scale[:, None])
+        assert ((restored - weight).abs() <= layer.weight_scale[:, None] / 2 * 1.001).all()
+    assert all(getattr(mixer, f"{tap}_scale") == torch.tensor(0.1) for tap in TAPS)
+
+
+def test_every_layer_has_every_tap(tiny_mamba):
+    model = float_model(tiny_mamba)
+    assert list(tap_modules(model, head=True)) == [f"layers.{i}.{t}" for i in range(2) for t in TAPS] + [HEAD_TAP]

@@ -1,0 +1,46 @@
+"""Hadamard rotation: equal to the dense matrix product, alone and quantized."""
+
+import math
+
+import pytest
+import torch
+
+from quamba import numerics, ops
+from quamba.errors import QuambaError
+from quamba.hadamard import base_on, hadamard_matrix
+
+from .conftest import assert_within_one_step
+
+SIZES = [1, 2, 8, 16, 32, 512, 12, 24, 96, 192, 20, 160, 28, 224, 1536]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("rows", [(1,), (3, 5)])
+def test_it_is_the_product_with_the_normalised_matrix(capability, n, rows):
+    x = torch.randn(*rows, n)
+    expected = x.double() @ hadamard_matrix(n).double() / math.sqrt(n)
+    torch.testing.assert_close(ops.hadamard(x, base_on(n, x.device)).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_quantized_it_is_the_rotation_then_quantize(capability, n):
+    x, scale = torch.randn(7, n), torch.tensor(0.03)
+    base = base_on(n, x.device)
+    rotated = ops.hadamard(x, base)
+    assert torch.equal(ops.hadamard_quant(x, base, scale), ops.quantize(rotated, scale))
+    expected = numerics.quantize(x.double() @ hadamard_matrix(n).double() / math.sqrt(n), scale)
+    assert_within_one_step(ops.hadamard_quant(x, base, scale), expected, differing=0.1)
+
+
+def test_the_input_is_left_alone(capability):
+    x = torch.randn(4, 32)
+    before = x.clone()
+    ops.hadamard(x, base_on(32, x.device))
+    assert torch.equal(x, before)
+
+
+def test_sizes_without_a_matrix_are_refused():
+    with pytest.raises(QuambaError, match="36"):
+        base_on(36, torch.device("cpu"))
+    with pytest.raises(ValueError, match="no Hadamard matrix of size 36"):
+        ops.hadamard(torch.randn(1, 36), torch.ones(12, 12))

@@ -1,0 +1,93 @@
+"""Every op has a schema, a fake, a reference and a kernel, and says what runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from quamba import ops
+from quamba.errors import QuambaError
+from quamba.ops import reference
+from quamba.ops.schemas import FAKES, SCHEMAS
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_op_of_the_schema_list_has_a_cpu_kernel(name):
+    assert ops.has_kernel(name, "cpu"), f"the built extension lacks {name}"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_op_has_a_reference_and_a_fake(name):
+    assert callable(getattr(reference, name))
+    assert name in FAKES
+
+
+def test_backends_names_the_instruction_set_of_each_op():
+    assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, ops.cpu_capability())
+
+
+def test_a_capability_that_the_machine_lacks_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"avx9000.*portable"), ops.force_cpu_capability("avx9000"):
+        pass
+
+
+def test_the_environment_forces_a_capability():
+    code = "from quamba import ops; print(ops.cpu_capability())"
+    env = {**os.environ, "QUAMBA_CPU_CAPABILITY": "portable"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout.strip() == "portable"
+
+
+def test_the_reference_runs_only_when_asked_for():
+    code = "from quamba import ops; print(ops.cpu_capability())"
+    env = {**os.environ, "QUAMBA_REFERENCE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout.strip() == "reference"
+
+
+@pytest.mark.parametrize("device", ["cuda", "warp-drive"])
+def test_a_device_without_kernels_is_refused_by_name(device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(QuambaError, match=device):
+        ops.check_device(device)
+
+
+def _arguments() -> dict[str, tuple]:
+    """Small valid arguments of every op."""
+    B, L, D, N, K, H, V = 2, 5, 12, 3, 4, 24, 7
+    scale, int8 = torch.tensor(0.05), torch.int8
+
+    def q(*shape):
+        return torch.randint(-100, 100, shape, dtype=int8)
+
+    x, base = torch.randn(B, L, D), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    scan = (torch.randn(B, L, D), -torch.rand(D, N), torch.randn(B, L, N), torch.randn(B, L, N), torch.ones(D))
+    scan_int8 = (scan[0], scan[1], q(B, L, N), q(B, L, N), scan[4])
+    return {
+        "quantize": (x, scale),
+        "rms_norm_quant": (x, 1e-5, scale),
+        "linear_w8a8": (q(B, L, D), q(H, D), torch.rand(H), torch.rand(H)),
+        "linear_w8a8_requant": (q(B, L, D), q(H, D), torch.rand(H), torch.rand(H), torch.ones(H)),
+        "causal_conv1d": (x, torch.randn(D, K), torch.randn(D), torch.randn(B, D, K)),
+        "causal_conv1d_int8": (q(B, L, D), q(D, K), torch.rand(D), torch.randn(D), scale, q(B, D, K)),
+        "selective_scan": (x, *scan, torch.randn(B, L, D), torch.randn(D), torch.randn(B, D, N)),
+        "selective_scan_int8": (
+            *(q(B, L, D), *scan_int8, q(B, L, D), torch.randn(D), torch.randn(B, D, N)),
+            *(scale, scale, scale, scale),
+        ),
+        "hadamard": (torch.randn(B, L, 8), base),
+        "hadamard_quant": (torch.randn(B, L, 8), base, scale),
+        "embedding_int8": (torch.randint(0, V, (B, L)), q(V, D), torch.rand(V)),
+        "magnitude_histogram": (x, torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64), 500, 3),
+    }
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_fake_and_kernel_agree(name):
+    """torch's own checks: declared mutations are the real ones, and the fake gives the kernel's shapes and dtypes."""
+    torch.library.opcheck(
+        getattr(torch.ops.quamba, name).default, _arguments()[name], test_utils=("test_schema", "test_faketensor")
+    )

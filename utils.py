@@ -1,0 +1,210 @@
+"""The options of main.py: what each means, its default, and which combinations make no sense."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from quamba import CalibrationText, QuambaError
+from quamba.checkpoint import Checkpoint
+from quamba.data import EMBEDDED_MODELS, TEXT_NAMES
+from quamba.observer import observer_names
+from quamba.quantize import DEFAULT_OBSERVER
+from quamba.scheme import SCHEMES, QuantizationRecipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
+GENERATION_TASKS = "nq_open,squadv2"
+# --testing: enough of everything to see that a run works from end to end
+TESTING_CALIB_DATA_NUM, TESTING_PPL_WINDOWS, TESTING_TASK_ITEMS = 8, 8, 16
+
+EXAMPLES = """examples:
+  python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
+  python main.py mamba-tiny --quantize --observer mse             another observer for tap x
+  python main.py mamba-tiny --quantize --observer x=mse,out=mse   one per tap (in, conv_in, z, x, dt_rank, B, C, out)
+  python main.py mamba-130m --quantize --pretrained_dir models    saves to models/mamba-130m-w8a8
+  python main.py models/mamba-130m-w8a8 --task_list lambada_openai,arc_easy
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, compatible with Quamba's where the options are the same."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Quantize a Mamba language model and measure what that costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", help="a folder, an embedded checkpoint (mamba-tiny), a short name (mamba-130m) or a hub id"
+    )
+    run = parser.add_argument_group("running")
+    run.add_argument("--pretrained_dir", metavar="DIR", help="where models are looked up, and saved when quantized")
+    run.add_argument("--log_dir", metavar="DIR", default="logs", help="where the JSON log goes (default: logs)")
+    run.add_argument("--batch_size", type=positive_int, metavar="N", help="sequences at a time (default: 8, tiny: 16)")
+    run.add_argument("--seed", type=int, default=0, help="seed of the calibration sample and of lm-eval (default: 0)")
+    run.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
+    run.add_argument("--dtype", choices=DTYPES, default="float32", help="of what stays float (default: float32)")
+    run.add_argument("--testing", action="store_true", help="a quick pass over little data, to see that a run works")
+    run.add_argument("--verbose", action="store_true", help="log what is going on, in detail")
+    _add_quantization_options(parser.add_argument_group("quantization"))
+    _add_calibration_options(parser.add_argument_group("calibration"))
+    _add_evaluation_options(
+        parser.add_argument_group(
+            "evaluation", "without any of these: perplexity, and stdlib_cloze on embedded checkpoints"
+        )
+    )
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _add_quantization_options(group) -> None:
+    group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
+    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights (default: 8)")
+    group.add_argument("--a_bits", type=int, default=8, help="bits of the activations (default: 8)")
+    group.add_argument("--quantize_embedding", action="store_true", help="int8 embedding, a scale per vocabulary row")
+    group.add_argument("--quantize_lm_head", action="store_true", help="int8 head, a scale per vocabulary row")
+    group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
+    group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
+
+
+def _add_calibration_options(group) -> None:
+    group.add_argument(
+        "--observer",
+        metavar="NAME",
+        help=f"of tap x ({', '.join(observer_names())}), or TAP=NAME,... or all=NAME; taps that are not named take "
+        f"minmax (default: {DEFAULT_OBSERVER})",
+    )
+    group.add_argument("--use_outlier_aware", action="store_true", help="the same as --observer outlier_aware")
+    group.add_argument("--percentile_alpha", type=float, metavar="P", help="percentile of the percentile observer")
+    group.add_argument("--plugin", metavar="FILE", help="a Python file that registers observers of your own")
+    group.add_argument("--calib_dataset", metavar="NAME|FILE", help=f"one of {', '.join(TEXT_NAMES)}, or a file")
+    group.add_argument("--calib_data_num", type=positive_int, metavar="N", help="sequences (default: 512, tiny: fewer)")
+    group.add_argument(
+        "--calib_seqlen", type=positive_int, metavar="N", help="tokens of each (default: 512, tiny: 256)"
+    )
+    group.add_argument(
+        "--calibration", metavar="FILE", help="reuse the calibration result in FILE; written there if it does not exist"
+    )
+
+
+def _add_evaluation_options(group) -> None:
+    group.add_argument("--eval_ppl", action="store_true", help="perplexity on --ppl_dataset")
+    group.add_argument(
+        "--ppl_dataset", metavar="NAME|FILE", help="text of the perplexity, implies --eval_ppl (default: wikitext2)"
+    )
+    group.add_argument("--eval_zero_shot", action="store_true", help="lm-eval tasks without examples")
+    group.add_argument("--eval_few_shot", action="store_true", help="lm-eval tasks with --fewshot examples")
+    group.add_argument("--eval_generation", action="store_true", help="lm-eval tasks whose answers are generated")
+    group.add_argument("--task_list", metavar="A,B", help="lm-eval tasks by name; alone it implies --eval_zero_shot")
+    group.add_argument("--fewshot", type=positive_int, metavar="N", help="examples of --eval_few_shot (default: 5)")
+    group.add_argument("--include_path", metavar="DIR", help="a folder with lm-eval tasks of your own")
+
+
+def scheme_name(args: argparse.Namespace) -> str:
+    """The scheme that --w_bits and --a_bits name. Raises QuambaError where this version does not run it."""
+    name = f"w{args.w_bits}a{args.a_bits}"
+    if name not in SCHEMES:
+        known = ", ".join(f"--w_bits {s.weight.bits} --a_bits {s.act.bits}" for s in SCHEMES.values())
+        raise QuambaError(f"--w_bits {args.w_bits} --a_bits {args.a_bits} is not supported: choose {known}")
+    return name
+
+
+def observer_spec(args: argparse.Namespace) -> str:
+    """What --observer and --use_outlier_aware ask for. Raises QuambaError where the two disagree."""
+    if not args.use_outlier_aware:
+        return args.observer or DEFAULT_OBSERVER
+    if args.observer not in (None, "outlier_aware", "x=outlier_aware"):
+        raise QuambaError(
+            f"--use_outlier_aware means --observer outlier_aware, and --observer {args.observer} was given too: drop one"
+        )
+    return "outlier_aware"
+
+
+def observer_options(args: argparse.Namespace, observers: dict[str, str]) -> dict[str, dict]:
+    """Constructor arguments by observer. Raises QuambaError for an option that no chosen observer takes."""
+    if args.percentile_alpha is None:
+        return {}
+    if "percentile" not in observers.values():
+        raise QuambaError("--percentile_alpha is an argument of the percentile observer, which no tap uses here")
+    return {"percentile": {"percentile_alpha": args.percentile_alpha}}
+
+
+def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText:
+    """Text, amount and seed of the calibration; embedded checkpoints have smaller defaults."""
+    defaults = EMBEDDED_MODELS[checkpoint.name] if checkpoint.embedded else None
+    common = CalibrationText()
+    data_num = args.calib_data_num or (defaults.calib_data_num if defaults else common.data_num)
+    return CalibrationText(
+        dataset=args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset),
+        data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
+        seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
+        seed=args.seed,
+        batch_size=batch_size(args, checkpoint),
+    )
+
+
+def batch_size(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    """Sequences at a time, in calibration and evaluation."""
+    default = EMBEDDED_MODELS[checkpoint.name].batch_size if checkpoint.embedded else CalibrationText().batch_size
+    return args.batch_size or default
+
+
+def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[list[str], list[tuple[list[str], int]]]:
+    """(perplexity texts, [(tasks, examples), ...]) of a run. Raises QuambaError for options that contradict."""
+    defaults = EMBEDDED_MODELS[checkpoint.name] if checkpoint.embedded else None
+    if args.fewshot and not args.eval_few_shot:
+        raise QuambaError(f"--fewshot {args.fewshot} does nothing without --eval_few_shot")
+    if args.task_list and args.eval_generation and (args.eval_zero_shot or args.eval_few_shot):
+        raise QuambaError("--task_list names the tasks of one kind of run: give --eval_generation a run of its own")
+    with_tasks = args.eval_zero_shot or args.eval_few_shot or args.eval_generation
+    with_ppl = args.eval_ppl or args.ppl_dataset is not None
+    zero_shot = args.eval_zero_shot or (args.task_list is not None and not with_tasks)
+    if not (with_tasks or with_ppl or zero_shot):
+        with_ppl, zero_shot = True, defaults is not None
+    texts = [args.ppl_dataset or (defaults.ppl_dataset if defaults else "wikitext2")] if with_ppl else []
+
+    def tasks(default: str) -> list[str]:
+        names = args.task_list.split(",") if args.task_list else default.split(",")
+        return [name.strip() for name in names if name.strip()]
+
+    default_tasks = ",".join(defaults.tasks) if defaults else ZERO_SHOT_TASKS
+    runs = [(tasks(default_tasks), 0)] if zero_shot else []
+    runs += [(tasks(default_tasks), args.fewshot or 5)] if args.eval_few_shot else []
+    runs += [(tasks(GENERATION_TASKS), 0)] if args.eval_generation else []
+    return texts, runs
+
+
+def model_name(checkpoint: Checkpoint, recipe: QuantizationRecipe | None) -> str:
+    """The model's name in logs: that of a checkpoint, without the scheme that saving has put behind it."""
+    return checkpoint.name.removesuffix(f"-{recipe.scheme.name}") if recipe else checkpoint.name
+
+
+def check_quantization_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises QuambaError where an option of quantization was given without --quantize: it would do nothing."""
+    if args.quantize:
+        return
+    names = "w_bits a_bits quantize_embedding quantize_lm_head rotate_residual skip_float observer use_outlier_aware "
+    names += "percentile_alpha calib_dataset calib_data_num calib_seqlen calibration plugin"
+    given = [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
+    if given:
+        raise QuambaError(f"--{given[0]} does nothing without --quantize: add it, or drop the option")
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings to the terminal, everything of this package with --verbose."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("quamba").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def plain_options(args: argparse.Namespace) -> dict:
+    """The options as plain data for the log."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
