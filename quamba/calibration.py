@@ -71,6 +71,10 @@ class TapResult:
     saturated_share: float
     sqnr_db: float | None  # None where nothing was lost
 
+    def __post_init__(self):
+        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
+            raise ValueError(f"{self.scale!r} is no scale")
+
 
 @dataclass
 class CalibrationResult:
@@ -79,6 +83,7 @@ class CalibrationResult:
     fingerprint: str  # of the model that was calibrated
     observer: dict[str, str]  # tap -> observer
     observer_options: dict
+    text: dict | None  # the CalibrationText, None where token ids were given
     tokens: int
     windows_sha256: str  # of the token ids that were run
     seconds: float
@@ -90,16 +95,20 @@ class CalibrationResult:
 
     def describe(self) -> str:
         """For the terminal: what is reused."""
-        return f"reusing an earlier result on {self.tokens} tokens"
+        text = f" of {self.text['dataset']}" if self.text else ""
+        return f"reusing an earlier result on {self.tokens} tokens{text}"
 
     def scales(self) -> dict[str, Tensor]:
         """Tap name -> float32 scale."""
         return {name: torch.tensor(tap.scale) for name, tap in self.taps.items()}
 
     def save(self, path: str | Path) -> None:
-        """Writes the result as JSON, whole or not at all."""
+        """Writes the result as JSON, whole or not at all. Raises QuambaError where the file cannot be written."""
         text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=1)
-        write_text_atomically(Path(path), text + "\n")
+        try:
+            write_text_atomically(Path(path), text + "\n")
+        except OSError as error:
+            raise QuambaError(f"cannot write the calibration result {path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "CalibrationResult":
@@ -110,43 +119,109 @@ class CalibrationResult:
                 raise QuambaError(f"calibration {path} was written by another version of quamba: calibrate again")
             taps = {name: TapResult(**tap) for name, tap in fields.pop("taps").items()}
             return cls(taps=taps, **fields)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except QuambaError:
+            raise
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # ValueError: no text, no JSON
             raise QuambaError(f"{path} is not a calibration result: {error}") from error
 
-    def check_fits(self, fingerprint: str, needed: set[str]) -> None:
-        """Raises QuambaError where the result belongs to another model or lacks a tap."""
+    def check_fits(
+        self,
+        fingerprint: str,
+        needed: set[str],
+        observers: Mapping[str, str] | None = None,
+        options: Mapping[str, Mapping] | None = None,
+    ) -> None:
+        """Raises QuambaError where the result belongs to another model, lacks a tap, or was made with other observers.
+
+        `observers`: tap -> name, `options`: name -> arguments; None where the user asked for none in particular.
+        """
         if self.fingerprint != fingerprint:
             raise QuambaError("the calibration belongs to another model, or to other transforms of it: calibrate again")
         if missing := sorted(needed - set(self.taps)):
             raise QuambaError(f"the calibration has no scale for {', '.join(missing[:3])}: calibrate again")
+        for tap, name in (observers or {}).items():
+            if self.observer.get(tap) != name:
+                raise QuambaError(
+                    f"the calibration was made with observer {self.observer.get(tap)!r} at tap {tap}, not {name!r}: "
+                    "calibrate again, or name no observer to take its own"
+                )
+        if options is not None and _plain(options) != _plain(self.observer_options):
+            raise QuambaError(
+                f"the calibration was made with the observer options {self.observer_options}, not {dict(options)}: "
+                "calibrate again, or name no observer to take its own"
+            )
 
 
-def parse_observers(spec: str | Mapping[str, str]) -> dict[str, str]:
+def _plain(options: Mapping) -> str:
+    return json.dumps(options, sort_keys=True, default=str)  # where tuples and lists are the same
+
+
+def check_windows(windows: Tensor, vocab_size: int) -> None:
+    """Raises QuambaError unless `windows` is [count, seqlen], not empty, of token ids below `vocab_size`."""
+    if windows.dim() != 2 or windows.dtype not in (torch.int64, torch.int32) or windows.numel() == 0:
+        raise QuambaError(
+            f"calibration takes token ids, int64 [count, seqlen], got {windows.dtype} {list(windows.shape)}"
+        )
+    low, high = (int(value) for value in torch.aminmax(windows))
+    if low < 0 or high >= vocab_size:
+        raise QuambaError(
+            f"the calibration holds token id {high if low >= 0 else low}, the model's vocabulary has {vocab_size}: "
+            "is the tokenizer this model's?"
+        )
+
+
+def parse_observers(spec: str | Mapping[str, str], head: bool = True) -> dict[str, str]:
     """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
 
-    Taps that are not named get min-max. Raises QuambaError on an unknown tap or observer.
+    A tap's own name goes before `all`, wherever it stands; taps that are not named get min-max. `head`: whether the
+    head is quantized, so that tap head_in may be named. Raises QuambaError on an unknown tap or observer, and on a tap
+    that is named twice.
     """
     if isinstance(spec, str):
         pairs = [part.split("=", 1) if "=" in part else [OBSERVED_TAP, part] for part in spec.split(",")]
     else:
         pairs = list(spec.items())
     known = (*TAPS, HEAD_TAP)
-    observers = dict.fromkeys(known, DEFAULT_TAP_OBSERVER)
+    named = [tap for tap, _ in pairs]
     for tap, name in pairs:
         if tap not in (*known, "all"):
             raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
         if name not in observer_names():
             raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
-        observers.update(dict.fromkeys(known if tap == "all" else [tap], name))
-    return observers
+        if named.count(tap) > 1:
+            raise QuambaError(f"tap {tap!r} is given more than one observer in {spec!r}: name one")
+        if tap == HEAD_TAP and not head:
+            raise QuambaError(f"tap {HEAD_TAP} has an observer only where the head is quantized: --quantize_lm_head")
+    own = dict(pairs)
+    default = own.pop("all", DEFAULT_TAP_OBSERVER)
+    return dict.fromkeys(known if head else TAPS, default) | own
+
+
+def create_tap_observer(name: str, n_bits: int, options: Mapping) -> Observer:
+    """An observer for a tap. Raises QuambaError for arguments that it does not take, or that taps do not allow."""
+    if "n_bits" in options:
+        raise QuambaError(f"observer {name!r}: n_bits follows from the scheme, it is no option here")
+    observer = create_observer(name, n_bits=n_bits, **options)
+    if not observer.sym:
+        raise QuambaError(f"observer {name!r}: taps are quantized symmetrically, sym=False has no kernels")
+    return observer
+
+
+def check_observer_options(observers: Mapping[str, str], options: Mapping[str, Mapping], n_bits: int = 8) -> None:
+    """Raises QuambaError for arguments of an observer that no tap uses, and for those that an observer refuses."""
+    used = sorted(set(observers.values()))
+    if unused := sorted(set(options) - set(used)):
+        raise QuambaError(f"options for observer {unused[0]!r}, which no tap uses: the taps use {', '.join(used)}")
+    for name in used:
+        create_tap_observer(name, n_bits, options.get(name, {}))
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the model's tensors by name: equal for equal weights on every machine."""
+    """A hash of the model's tensors by name, read as float32: equal for equal values on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -162,13 +237,17 @@ class _TapWatch:
             self.observer.update(x)
         except QuambaError as error:
             raise QuambaError(f"tap {self.name}: {error}") from error
-        values = x.flatten()
-        self.sample.update(values[:: max(1, values.numel() // DIAGNOSTIC_SAMPLE)])
+        stride = max(1, x.numel() // DIAGNOSTIC_SAMPLE)
+        while math.gcd(stride, x.shape[-1]) > 1:  # so that every channel is sampled, not always the same few
+            stride += 1
+        self.sample.update(x.flatten()[::stride])
 
     def result(self, observer_name: str) -> TapResult:
         scale, _ = self.observer.get_quantization_parameters()
         if scale.numel() != 1:
             raise QuambaError(f"observer {observer_name!r} gave {scale.numel()} scales: tap {self.name} takes one")
+        if not 0 < float(scale) < math.inf:
+            raise QuambaError(f"observer {observer_name!r} gave the scale {float(scale)} for tap {self.name}")
         low, high = numerics.integer_range(self.observer.n_bits)
         distribution = self.sample.distribution()
         step = scale.double().reshape(1)
@@ -196,7 +275,7 @@ class Calibrator:
         self._modules = tap_modules(model, head)
         self._observer_names = {name: observers[name.rsplit(".", 1)[-1]] for name in self._modules}
         self._watches = {
-            name: _TapWatch(name, create_observer(observer, n_bits=n_bits, **options.get(observer, {})))
+            name: _TapWatch(name, create_tap_observer(observer, n_bits, options.get(observer, {})))
             for name, observer in self._observer_names.items()
         }
         self._hooks: list = []
@@ -227,12 +306,14 @@ def calibrate(
     n_bits: int = 8,
     head: bool = False,
     options: dict | None = None,
+    text: CalibrationText | None = None,
     batch_size: int = 8,
     progress: bool = True,
 ) -> CalibrationResult:
     """Runs `windows` int64 [count, seqlen] through the backbone (no logits) and collects every tap's scale.
 
-    `observers`: tap -> observer name (see `parse_observers`); `options`: observer name -> constructor arguments.
+    `observers`: tap -> observer name (see `parse_observers`); `options`: observer name -> constructor arguments;
+    `text`: where the windows are from, kept with the result.
     Raises QuambaError where an observer meets NaN or infinity, naming the tap.
     """
     start = time.perf_counter()
@@ -247,4 +328,5 @@ def calibrate(
     logger.info("calibrated on %d tokens in %.1f s", windows.numel(), seconds)
     used = {tap: name for tap, name in observers.items() if head or tap != HEAD_TAP}
     digest = hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()
-    return CalibrationResult(fingerprint, used, options, windows.numel(), digest, seconds, taps)
+    described = asdict(text) if text else None
+    return CalibrationResult(fingerprint, used, options, described, windows.numel(), digest, seconds, taps)

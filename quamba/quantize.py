@@ -11,12 +11,15 @@ from .calibration import (
     CalibrationResult,
     CalibrationText,
     calibrate,
+    check_observer_options,
+    check_windows,
     default_text,
     model_fingerprint,
     parse_observers,
 )
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
+from .hadamard import hadamard_base
 from .scheme import QuantizationRecipe, get_scheme
 from .transforms import fuse_final_norm, fuse_norm, rotate_out_proj
 from .transforms import rotate_residual as rotate_residual_stream
@@ -28,7 +31,7 @@ def quantize(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     scheme: str = "w8a8",
-    observer: str | Mapping[str, str] = DEFAULT_OBSERVER,
+    observer: str | Mapping[str, str] | None = None,
     calibration: CalibrationText | CalibrationResult | Tensor | None = None,
     *,
     observer_options: Mapping[str, Mapping] | None = None,
@@ -39,44 +42,43 @@ def quantize(
 ) -> PreTrainedModel:
     """Quantizes a float Mamba in place and returns it; what calibration found is at `model.quamba_calibration`.
 
-    `observer`: a name (for tap x, the others take min-max) or tap -> name, see `calibration.parse_observers`;
-    `observer_options`: observer name -> constructor arguments. `calibration`: which text to run (None: the embedded
-    one for an embedded model, else the default of `CalibrationText`), windows of token ids int64 [count, seqlen], or
-    an earlier result to reuse.
-    Source: Quamba, arXiv 2410.13229. Raises QuambaError for a model, scheme or option that does not fit.
+    `observer`: a name (for tap x, the others take min-max) or tap -> name, see `calibration.parse_observers`; None: the
+    default, `percentile`, or that of an earlier result. `observer_options`: observer name -> constructor arguments.
+    `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
+    `CalibrationText`), windows of token ids int64 [count, seqlen], or an earlier result to reuse.
+    Source: Quamba, arXiv 2410.13229. Raises QuambaError for a model, scheme, text or option that does not fit, before
+    the model is changed; and for NaN or infinity in the activations, which leaves it transformed: load it again then.
     """
-    recipe = QuantizationRecipe(
-        scheme=get_scheme(scheme),
-        quantize_embedding=quantize_embedding,
-        quantize_lm_head=quantize_lm_head,
-        tied_head=quantize_embedding and quantize_lm_head and model.config.tie_word_embeddings and not rotate_residual,
-        rotate_residual=rotate_residual,
-    )
     if recipe_of(model) is not None:
         raise QuambaError("the model is quantized already: quantize the float model it was made from")
-    observers = parse_observers(observer)
+    recipe = _recipe(model, scheme, quantize_embedding, quantize_lm_head, rotate_residual)
+    observers = parse_observers(observer or DEFAULT_OBSERVER, head=quantize_lm_head)
+    options = {name: dict(arguments) for name, arguments in (observer_options or {}).items()}
+    check_observer_options(observers, options, recipe.scheme.act.bits)
     convert.install_float_mixers(model)
+    if rotate_residual:
+        hadamard_base(model.config.hidden_size)
+    fingerprint = f"{model_fingerprint(model)}{'-rotated' if rotate_residual else ''}"
+    result = calibration if isinstance(calibration, CalibrationResult) else None
+    if result:
+        asked_for = (observers, options) if observer or options else (None, None)
+        result.check_fits(fingerprint, set(convert.tap_modules(model, quantize_lm_head)), *asked_for)
+    else:
+        windows, text = _read_windows(calibration, model, tokenizer)
     dtype = model.dtype
     model.float()  # weights are fused, rotated and rounded in float32 whatever they are stored in
-    fingerprint = f"{model_fingerprint(model)}{'-rotated' if rotate_residual else ''}"
     transform(model, rotate_residual)
-    if isinstance(calibration, CalibrationResult):
-        calibration.check_fits(fingerprint, set(convert.tap_modules(model, quantize_lm_head)))
-        result = calibration
-    else:
-        windows, batch_size = calibration, 8
-        if not isinstance(windows, Tensor):
-            text = calibration or default_text(model)
-            windows, batch_size = text.windows(tokenizer), text.batch_size
+    if not result:
         result = calibrate(
             model,
             windows,
             observers,
-            batch_size=batch_size,
             fingerprint=fingerprint,
             n_bits=recipe.scheme.act.bits,
             head=quantize_lm_head,
-            options={name: dict(options) for name, options in (observer_options or {}).items()},
+            options=options,
+            text=text,
+            batch_size=(text or CalibrationText()).batch_size,
             progress=progress,
         )
     convert.convert(model, recipe, result.scales())
@@ -84,6 +86,35 @@ def quantize(
     mark_quantized(model, recipe)
     model.quamba_calibration = result
     return model
+
+
+def _recipe(
+    model: PreTrainedModel, scheme: str, quantize_embedding: bool, quantize_lm_head: bool, rotate_residual: bool
+) -> QuantizationRecipe:
+    shared = model.config.tie_word_embeddings and not rotate_residual  # a rotation unties head and embedding
+    return QuantizationRecipe(
+        scheme=get_scheme(scheme),
+        quantize_embedding=quantize_embedding,
+        quantize_lm_head=quantize_lm_head,
+        tied_head=quantize_embedding and quantize_lm_head and shared,
+        rotate_residual=rotate_residual,
+    )
+
+
+def _read_windows(
+    calibration: CalibrationText | Tensor | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, CalibrationText | None]:
+    """(token ids int64 [count, seqlen], the text they are from or None where they were given)."""
+    if isinstance(calibration, Tensor):
+        windows, text = calibration, None
+    else:
+        text = default_text(model) if calibration is None else calibration
+        if not isinstance(text, CalibrationText):
+            kinds = "a CalibrationText, a CalibrationResult or a tensor of token ids"
+            raise QuambaError(f"calibration must be {kinds}, not {calibration!r}")
+        windows = text.windows(tokenizer)
+    check_windows(windows, model.config.vocab_size)
+    return windows, text
 
 
 @torch.no_grad()

@@ -1,5 +1,11 @@
 """Fixtures that several test files share."""
 
+import os
+
+# before torch is imported: threads that wait give up the core instead of spinning on it, which on a busy machine
+# costs tiny ops many times their own time
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Callable
 
 import pytest

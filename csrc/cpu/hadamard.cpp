@@ -1,5 +1,8 @@
 // hadamard and hadamard_quant: checks and registration. Kernels: hadamard.h.
 
+#include <algorithm>
+#include <vector>
+
 #include <torch/library.h>
 
 #include "checks.h"
@@ -19,17 +22,32 @@ Transform check(const at::Tensor& x, const at::Tensor& base) {
   transform.p = base.size(0);
   transform.base = floats(base, {transform.p, transform.p}, "base", transform.base_copy);
   const int64_t s = transform.n / transform.p;
-  TORCH_CHECK_VALUE(transform.p <= 64 && s * transform.p == transform.n && s > 0 && (s & (s - 1)) == 0,
+  TORCH_CHECK_VALUE(transform.p <= kMaxHadamardBase && s * transform.p == transform.n && s > 0 && (s & (s - 1)) == 0,
                     "no Hadamard matrix of size ", transform.n, " over a base of ", transform.p);
   return transform;
 }
 
+// Rotates every row of x into a buffer and hands it to finish(row index, rotated row).
+template <typename Finish>
+void rotate_rows(const at::Tensor& x, const Transform& transform, const Finish& finish) {
+  const int64_t n = transform.n;
+  const at::Tensor input = x.to(at::kFloat).contiguous();
+  const float* rows = input.const_data_ptr<float>();
+  parallel_over_channels(input.numel() / n, n * 8, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> rotated(n + kHadamardPadding);
+    for (int64_t row = begin; row < end; ++row) {
+      kernels().hadamard(rows + row * n, n, transform.base, transform.p, rotated.data());
+      finish(row, rotated.data());
+    }
+  });
+}
+
 at::Tensor hadamard(const at::Tensor& x, const at::Tensor& base) {
   const Transform transform = check(x, base);
-  at::Tensor out = x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  float* rows = out.mutable_data_ptr<float>();
-  parallel_over_channels(out.numel() / transform.n, transform.n * 8, 1, [&](int64_t begin, int64_t end) {
-    kernels().hadamard(rows + begin * transform.n, end - begin, transform.n, transform.base, transform.p);
+  at::Tensor out = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  float* to = out.mutable_data_ptr<float>();
+  rotate_rows(x, transform, [&](int64_t row, const float* rotated) {
+    std::copy_n(rotated, transform.n, to + row * transform.n);
   });
   return out;
 }
@@ -37,18 +55,10 @@ at::Tensor hadamard(const at::Tensor& x, const at::Tensor& base) {
 at::Tensor hadamard_quant(const at::Tensor& x, const at::Tensor& base, const at::Tensor& scale) {
   const Transform transform = check(x, base);
   const float s = scalar_of(scale, "scale");
-  const at::Tensor input = x.to(at::kFloat).contiguous();
-  at::Tensor out = at::empty(input.sizes(), input.options().dtype(at::kChar));
-  const int64_t n = transform.n;
-  const float* from = input.const_data_ptr<float>();
+  at::Tensor out = at::empty(x.sizes(), x.options().dtype(at::kChar));
   int8_t* to = out.mutable_data_ptr<int8_t>();
-  parallel_over_channels(input.numel() / n, n * 8, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(n);
-    for (int64_t i = begin; i < end; ++i) {
-      std::copy_n(from + i * n, n, row.data());
-      kernels().hadamard(row.data(), 1, n, transform.base, transform.p);
-      kernels().quantize(row.data(), s, to + i * n, n);
-    }
+  rotate_rows(x, transform, [&](int64_t row, const float* rotated) {
+    kernels().quantize(rotated, s, to + row * transform.n, transform.n);
   });
   return out;
 }

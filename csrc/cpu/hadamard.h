@@ -19,13 +19,16 @@ QUAMBA_INLINE VecF butterfly_in_register(VecF v) {
   return sign * v + swapped;
 }
 
-inline void multiply_blocks_by_base(float* x, int64_t n, const float* base, int64_t p) {
-  float product[64];  // p <= 28
-  for (float* block = x; block < x + n; block += p) {
-    for (int64_t j = 0; j < p; ++j) product[j] = 0.0f;
+// Every block of p of a row times the base, whose rows are padded to whole vectors. A block is stored with its padding,
+// which the next block overwrites: `out` has room for n + 32 values.
+template <int kVectors>
+inline void multiply_blocks_by_base(const float* x, float* out, int64_t n, const float* padded_base, int64_t p) {
+  for (int64_t start = 0; start < n; start += p) {
+    VecF product[kVectors] = {};
     for (int64_t i = 0; i < p; ++i)
-      for (int64_t j = 0; j < p; ++j) product[j] += block[i] * base[i * p + j];
-    for (int64_t j = 0; j < p; ++j) block[j] = product[j];
+      for (int v = 0; v < kVectors; ++v)
+        product[v] += x[start + i] * load(padded_base + (i * kVectors + v) * kLanes);
+    for (int v = 0; v < kVectors; ++v) store(out + start + v * kLanes, product[v]);
   }
 }
 
@@ -42,20 +45,29 @@ inline void butterflies(float* x, int64_t n, int64_t run) {
     }
 }
 
-inline void hadamard(float* x, int64_t rows, int64_t n, const float* base, int64_t p) {
-  const float norm = 1.0f / std::sqrt(static_cast<float>(n));
-  for (int64_t row = 0; row < rows; ++row, x += n) {
-    if (p > 1) {
-      multiply_blocks_by_base(x, n, base, p);
-      butterflies(x, n, p);
-    } else if (n >= kLanes) {
-      for (int64_t i = 0; i < n; i += kLanes)
-        store(x + i, butterfly_in_register<8>(butterfly_in_register<4>(
+// The base [p, p] with its rows padded to one vector (p <= 16) or two (p <= 32).
+inline void pad_base(const float* base, int64_t p, float* padded) {
+  const int64_t columns = p <= kLanes ? kLanes : 2 * kLanes;
+  for (int64_t i = 0; i < p; ++i)
+    for (int64_t j = 0; j < columns; ++j) padded[i * columns + j] = j < p ? base[i * p + j] : 0.0f;
+}
+
+inline void hadamard(const float* x, int64_t n, const float* base, int64_t p, float* out) {
+  if (p > 1) {
+    float padded[kMaxHadamardBase * 2 * kLanes];
+    pad_base(base, p, padded);
+    if (p <= kLanes) multiply_blocks_by_base<1>(x, out, n, padded, p);
+    else multiply_blocks_by_base<2>(x, out, n, padded, p);
+    butterflies(out, n, p);
+  } else if (n >= kLanes) {
+    for (int64_t i = 0; i < n; i += kLanes)
+      store(out + i, butterfly_in_register<8>(butterfly_in_register<4>(
                          butterfly_in_register<2>(butterfly_in_register<1>(load(x + i))))));
-      butterflies(x, n, kLanes);
-    } else {
-      butterflies(x, n, 1);
-    }
-    for (int64_t i = 0; i < n; ++i) x[i] *= norm;
+    butterflies(out, n, kLanes);
+  } else {
+    std::copy_n(x, n, out);
+    butterflies(out, n, 1);
   }
+  const float norm = 1.0f / std::sqrt(static_cast<float>(n));
+  for (int64_t i = 0; i < n; ++i) out[i] *= norm;
 }

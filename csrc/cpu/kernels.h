@@ -44,6 +44,8 @@ struct ScanArgs {
 };
 
 constexpr int64_t kMaxConvWidth = 16;
+constexpr int64_t kMaxHadamardBase = 32;
+constexpr int64_t kHadamardPadding = 32;
 
 struct Kernels {
   const char* name;
@@ -64,8 +66,8 @@ struct Kernels {
   void (*causal_conv1d_int8)(const ConvArgs<int8_t>& args, int64_t begin, int64_t end);
   void (*selective_scan_float)(const ScanArgs<float>& args, int64_t begin, int64_t end);
   void (*selective_scan_int8)(const ScanArgs<int8_t>& args, int64_t begin, int64_t end);
-  // [M, n] rows times kron(Sylvester, base) / sqrt(n), in place; base [p, p]
-  void (*hadamard)(float* x, int64_t rows, int64_t n, const float* base, int64_t p);
+  // one row [n] times kron(Sylvester, base) / sqrt(n); base [p, p], p <= kMaxHadamardBase; out has room for n + 32
+  void (*hadamard)(const float* x, int64_t n, const float* base, int64_t p, float* out);
 };
 
 const Kernels& kernels_portable();

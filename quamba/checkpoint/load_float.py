@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     Mamba2ForCausalLM,
     MambaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -61,17 +62,22 @@ def load_float(
     return model, tokenizer
 
 
-def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict]:
-    """(model, transformers' account of the tensors that were missing, unexpected or misshapen)."""
-    model_type = checkpoint.config["model_type"]
+def read_model_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """transformers' config of a causal language model. Raises QuambaError where config.json describes none."""
+    model_type = checkpoint.config.get("model_type")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise QuambaError(f"{checkpoint.path}: {model_type!r} is not a causal language model that transformers knows")
-    for file in weight_files(checkpoint.path):
-        check_weight_file(file)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise QuambaError(f"{checkpoint.path / 'config.json'} describes no valid model: {error}") from error
+
+
+def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict]:
+    """(model, transformers' account of the tensors that were missing, unexpected or misshapen)."""
+    config = read_model_config(checkpoint)
+    for file in weight_files(checkpoint.path):
+        check_weight_file(file)
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
         config=config,

@@ -22,9 +22,10 @@ from ..convert import build_skeleton
 from ..errors import QuambaError
 from ..files import fsync_tree, write_text_atomically
 from ..scheme import QuantizationRecipe
-from .load_float import quiet_transformers
-from .resolve import Checkpoint
+from .load_float import quiet_transformers, read_model_config
+from .resolve import Checkpoint, read_config
 from .tokenizer import load_tokenizer
+from .weight_files import weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ HASH_BLOCK = 1 << 22
 class QuambaConfig(QuantizationConfigMixin):
     """`quantization_config` of config.json: the recipe as data, and the SHA-256 of each weight file."""
 
-    def __init__(self, recipe: dict, format_version: int = FORMAT_VERSION, sha256: dict | None = None, **unknown):
+    def __init__(
+        self, recipe: dict | None = None, format_version: int | None = None, sha256: dict | None = None, **unknown
+    ):
         self.quant_method = METHOD
         self.format_version = format_version
         self.recipe = recipe
@@ -49,6 +52,8 @@ class QuambaConfig(QuantizationConfigMixin):
             )
         if unknown:
             raise QuambaError(f"quantization_config has fields that this version does not know: {sorted(unknown)}")
+        if not isinstance(recipe, dict) or not isinstance(self.sha256, dict):
+            raise QuambaError("quantization_config must have a `recipe` and, where it has one, a `sha256` of named values")
 
 
 @register_quantizer(METHOD)
@@ -70,7 +75,7 @@ class QuambaQuantizer(HfQuantizer):
 
 def mark_quantized(model: PreTrainedModel, recipe: QuantizationRecipe) -> None:
     """Tells transformers that the model is quantized: its config says how, and `save_pretrained` writes that."""
-    model.config.quantization_config = QuambaConfig(recipe.to_dict())
+    model.config.quantization_config = QuambaConfig(recipe.to_dict(), FORMAT_VERSION)
     model.hf_quantizer = QuambaQuantizer(model.config.quantization_config, pre_quantized=True)
 
 
@@ -132,32 +137,55 @@ def file_sha256(path: Path) -> str:
 def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
     """Writes a quantized model and its tokenizer to `directory`, whole or not at all; an older one there is replaced.
 
-    Raises QuambaError for a float model and where the directory cannot be written.
+    Raises QuambaError for a float model, for a folder that holds anything but a quantized model, and where the
+    directory cannot be written.
     """
     if recipe_of(model) is None:
         raise QuambaError("only quantized models are saved here: use save_pretrained for a float one")
     directory = Path(directory)
+    target = directory.resolve()  # a link keeps pointing where it does
+    check_replaceable(target)
+    temporary = None
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    except OSError as error:
-        raise QuambaError(f"cannot write to {directory.parent}: {error}") from error
-    try:
-        with quiet_transformers():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        config = json.loads((temporary / "config.json").read_text("utf-8"))
-        hashes = {file.name: file_sha256(file) for file in sorted(temporary.glob("*.safetensors"))}
-        config["quantization_config"]["sha256"] = hashes
-        write_text_atomically(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        temporary.chmod(0o755)
-        fsync_tree(temporary)
-        _replace_directory(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        _write(model, tokenizer, temporary)
+        _replace_directory(temporary, target)
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise QuambaError(f"cannot write to {directory}: {error}") from error
         raise
     logger.info("saved to %s", directory)
     return directory
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raises QuambaError where `directory` exists and is neither empty nor a quantized model: what would be lost."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise QuambaError(f"{directory} is a file: give the name of a folder")
+    try:
+        quantization = read_config(directory).get("quantization_config")
+    except QuambaError:
+        quantization = None
+    ours = isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+    if not ours and any(directory.iterdir()):
+        raise QuambaError(f"{directory} holds something else than a quantized model, which is not replaced: move it away")
+
+
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    hashes = {file.name: file_sha256(file) for file in sorted(directory.glob("*.safetensors"))}
+    config["quantization_config"]["sha256"] = hashes
+    write_text_atomically(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    directory.chmod(0o755)
+    fsync_tree(directory)
 
 
 def _replace_directory(new: Path, directory: Path) -> None:
@@ -166,21 +194,28 @@ def _replace_directory(new: Path, directory: Path) -> None:
         os.replace(new, directory)
         return
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.old."))
-    os.replace(directory, aside)
-    os.replace(new, directory)
-    shutil.rmtree(aside)
+    try:
+        os.replace(directory, aside)
+        os.replace(new, directory)
+    except BaseException:
+        if directory.exists():
+            aside.rmdir()
+        else:
+            os.replace(aside, directory)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_quantized(
     checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a checkpoint of ours. Raises QuambaError for damaged or misfitting files."""
-    files = sorted(checkpoint.path.glob("*.safetensors"))
-    if not files:
-        raise QuambaError(f"{checkpoint.path} has no .safetensors file: the quantized weights are missing")
-    verify_index(checkpoint.path, files)
+    verify_index(checkpoint.path, weight_files(checkpoint.path))
+    config = read_model_config(checkpoint)
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, config=config, dtype=dtype, local_files_only=True
+        )
         tokenizer = load_tokenizer(checkpoint)
     return model.eval().requires_grad_(False), tokenizer
 

@@ -21,6 +21,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from ..checkpoint import load
 from ..data import ASSETS
 from ..errors import QuambaError
 
@@ -35,15 +36,13 @@ class QuambaLM(HFLM):
     """A float or quantized model as lm-eval sees it.
 
     `pretrained`: a loaded model (then `tokenizer` too), or any name that `quamba.load` resolves, also that of a
-    quantized checkpoint; `pretrained_dir` and `dtype` go to `quamba.load`. The other arguments are HFLM's.
+    quantized checkpoint; `pretrained_dir`, `dtype` and `device` go to `quamba.load`. The other arguments are HFLM's.
     """
 
     def __init__(self, pretrained, tokenizer=None, pretrained_dir=None, dtype="float32", device=None, **kwargs):
         if isinstance(pretrained, str):
-            from .. import load
-
-            model, tokenizer = load(pretrained, pretrained_dir=pretrained_dir, dtype=_torch_dtype(dtype))
-            pretrained = model if device is None else model.to(device)
+            device = {} if device is None else {"device": device}
+            pretrained, tokenizer = load(pretrained, pretrained_dir, _torch_dtype(dtype), **device)
         super().__init__(pretrained, tokenizer=tokenizer, backend="causal", **kwargs)
 
 
@@ -164,6 +163,6 @@ def _plain(metrics: dict) -> dict:
 
 def _torch_dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise QuambaError(f"unknown dtype {name!r}: use float32, bfloat16 or float16")
     return dtype

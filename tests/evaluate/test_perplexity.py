@@ -1,3 +1,4 @@
+import importlib
 import math
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ from transformers import AutoTokenizer, MambaForCausalLM
 from quamba.data import embedded_model_dir, evaluation_windows, load_text
 from quamba.errors import QuambaError
 from quamba.evaluate import perplexity
+
+MODULE = importlib.import_module("quamba.evaluate.perplexity")
 
 
 class FixedModel:
@@ -65,7 +68,7 @@ def test_the_result_does_not_depend_on_the_batch_size_or_the_chunks(tiny_mamba, 
     for batch_size in (2, 5, 64):
         result = perplexity(model, windows, batch_size=batch_size, progress=False)
         np.testing.assert_allclose(result.window_nll, expected.window_nll, rtol=1e-6)
-    monkeypatch.setattr("quamba.evaluate.perplexity.NLL_CHUNK", 3 * 96)
+    monkeypatch.setattr(MODULE, "NLL_CHUNK", 3 * 96)
     result = perplexity(model, windows, batch_size=1, progress=False)
     np.testing.assert_allclose(result.window_nll, expected.window_nll, rtol=1e-6)
 
@@ -74,7 +77,7 @@ def test_batches_hold_windows_of_one_length_and_bounded_logits(monkeypatch):
     model = FixedModel([0.0] * 10)
     perplexity(model, windows_of(4, 4, 4, 4, 4, 2), batch_size=3, progress=False)
     assert model.batch_shapes == [(3, 4), (2, 4), (1, 2)]
-    monkeypatch.setattr("quamba.evaluate.perplexity.MAX_LOGITS", 2 * 4 * 10)
+    monkeypatch.setattr(MODULE, "MAX_LOGITS", 2 * 4 * 10)
     model.batch_shapes.clear()
     perplexity(model, windows_of(4, 4, 4), batch_size=3, progress=False)
     assert model.batch_shapes == [(2, 4), (1, 4)]

@@ -1,0 +1,40 @@
+# make demo: set up, build, quantize the embedded checkpoint.  make test: set up, build, run the tests.
+# make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint format build clean
+
+demo: build
+	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
+
+test: build
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+build: $(VENV)/built
+
+$(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+$(VENV)/built: $(VENV)/installed setup.py $(wildcard csrc/*/*)
+	@c++ --version > /dev/null 2>&1 || { echo "a C++ compiler is needed: GCC 11 or newer"; exit 1; }
+	MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf build quamba/*.so $(VENV)/built

@@ -1,0 +1,71 @@
+"""Perplexity and task accuracy of every observer on an embedded checkpoint, with paired 95 % intervals against float.
+
+    python benchmarks/observers.py                      the README's table
+    python benchmarks/observers.py --variants           outlier-aware variants: normal ratio, taps, MSE on every tap
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import quamba
+from quamba.data import EMBEDDED_MODELS
+from quamba.evaluate import compare
+
+# label -> (observer of each tap, constructor arguments by observer)
+OBSERVERS = {
+    name: (name, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")
+}
+VARIANTS = {
+    **{
+        f"outlier_aware, normal ratio {ratio}": ("outlier_aware", {"outlier_aware": {"normal_ratio": ratio}})
+        for ratio in (0.999, 0.9999, 0.99999)
+    },
+    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}) for tap in ("out", "conv_in", "z")},
+    "outlier_aware 0.9999 on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}),
+    "percentile on every tap": ("all=percentile", {}),
+    "mse on every tap": ("all=mse", {}),
+}
+ACCURACY = "acc,none"
+
+
+def measure(model, tokenizer, defaults, windows: int) -> "quamba.evaluate.EvaluationResult":
+    """Perplexity on the embedded test text and accuracy on the embedded task."""
+    return quamba.evaluate(
+        model, tokenizer, [defaults.ppl_dataset], defaults.tasks, max_windows=windows, batch_size=defaults.batch_size
+    )
+
+
+def main() -> None:
+    """Measures float, then each observer on a fresh copy of the model, and prints Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=EMBEDDED_MODELS, default="mamba-tiny")
+    parser.add_argument("--variants", action="store_true", help="outlier-aware variants instead of the table")
+    parser.add_argument("--windows", type=int, help="perplexity windows (default: all that the demo uses)")
+    args = parser.parse_args()
+    defaults = EMBEDDED_MODELS[args.model]
+    windows = args.windows or defaults.ppl_windows
+    base = measure(*quamba.load(args.model), defaults, windows)
+    rows = [("float", base, None)]
+    for label, (observer, options) in (VARIANTS if args.variants else OBSERVERS).items():
+        model, tokenizer = quamba.load(args.model)
+        quamba.quantize(model, tokenizer, observer=observer, observer_options=options)
+        result = measure(model, tokenizer, defaults, windows)
+        rows.append((label, result, compare(base, result)))
+    task = defaults.tasks[0]
+    print(f"| observer | perplexity | ratio to float (95 %) | {task} accuracy | change in points (95 %) |")
+    print("|---|---|---|---|---|")
+    for label, result, intervals in rows:
+        ratio = change = "-"
+        if intervals:
+            i = intervals["ppl"][defaults.ppl_dataset]
+            ratio = f"{i.estimate:.4f} [{i.low:.4f}, {i.high:.4f}]"
+            i = intervals["lm_eval"][task][ACCURACY]
+            change = f"{100 * i.estimate:+.2f} [{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
+        accuracy = result["lm_eval"][task][ACCURACY]
+        print(f"| {label} | {result['ppl'][defaults.ppl_dataset]:.3f} | {ratio} | {100 * accuracy:.2f} % | {change} |")
+
+
+if __name__ == "__main__":
+    main()
