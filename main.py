@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -10,28 +11,34 @@ from rich.console import Console
 
 import quamba
 import utils
-from quamba.calibration import CalibrationResult, parse_observers
-from quamba.checkpoint import Checkpoint, load_checkpoint, recipe_of, resolve_checkpoint
-from quamba.data import EMBEDDED_MODELS, asset_hashes
+from quamba.calibration import CalibrationResult
+from quamba.checkpoint import Checkpoint, check_replaceable, load_checkpoint, recipe_of, resolve_checkpoint
+from quamba.convert import check_architecture
+from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, write_log
 from quamba.evaluate.summary import backend_line, summary_table
+from quamba.files import require_writable
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
 
 console = Console()
 
 
+def say(text: str = "") -> None:
+    """Prints a line as it is: paths may hold brackets, which are no markup, and are copied whole."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, what: str) -> EvaluationResult:
     """Every evaluation that the options ask for."""
     texts, task_runs = utils.evaluation_plan(args, checkpoint)
-    max_windows = EMBEDDED_MODELS[checkpoint.name].ppl_windows if checkpoint.embedded else None
     size = utils.batch_size(args, checkpoint)
-    console.print(f"Measuring the {what} model")
+    say(f"Measuring the {what} model")
     result = evaluate(
         model,
         tokenizer,
         texts,
-        max_windows=utils.TESTING_PPL_WINDOWS if args.testing else max_windows,
+        max_windows=utils.max_windows(args, checkpoint, texts),
         batch_size=size,
     )
     for tasks, examples in task_runs:
@@ -49,40 +56,45 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
     return result
 
 
-def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint):
-    """An earlier result where --calibration names an existing file, else the text to calibrate on."""
-    if args.calibration and Path(args.calibration).exists():
-        return CalibrationResult.load(args.calibration)
-    return utils.calibration_text(args, checkpoint)
+def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
+    """What the options mean for `quamba.quantize`, found before anything slow runs."""
+    return {
+        "scheme": utils.scheme_name(args),
+        "observer": utils.observer_spec(args),
+        "observer_options": utils.observer_options(args),
+        "calibration": utils.calibration_source(args, checkpoint),
+        "quantize_embedding": args.quantize_embedding,
+        "quantize_lm_head": args.quantize_lm_head,
+        "rotate_residual": args.rotate_residual,
+    }
 
 
-def quantize(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
-    """Quantizes the model in place and saves what the options ask for; the log's account of it."""
-    observer = utils.observer_spec(args)
-    source = calibration_source(args, checkpoint)
-    console.print(f"Calibrating: {source.describe()}")
-    quamba.quantize(
-        model,
-        tokenizer,
-        scheme=utils.scheme_name(args),
-        observer=observer,
-        calibration=source,
-        observer_options=utils.observer_options(args, parse_observers(observer)),
-        quantize_embedding=args.quantize_embedding,
-        quantize_lm_head=args.quantize_lm_head,
-        rotate_residual=args.rotate_residual,
-    )
+def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dict:
+    """Quantizes the model in place; the log's account of its calibration, which --calibration keeps too."""
+    source = arguments["calibration"]
+    say(f"Calibrating: {source.describe()}")
+    quamba.quantize(model, tokenizer, **arguments)
     result = model.quamba_calibration
     if args.calibration and not isinstance(source, CalibrationResult):
         result.save(args.calibration)
     return result.to_dict()
 
 
-def save(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
-    """Saves the quantized model where --pretrained_dir says; the folder."""
+def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
+    """Where --pretrained_dir says that the quantized model goes, None without it."""
     if not args.pretrained_dir:
         return None
-    return quamba.save(model, tokenizer, Path(args.pretrained_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}")
+    return Path(args.pretrained_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}"
+
+
+def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
+    """Raises QuambaError where what the run makes could not be written: now, not after the work."""
+    require_writable(Path(args.log_dir))
+    if args.calibration:
+        require_writable(Path(args.calibration).parent)
+    if target:
+        require_writable(target.parent)
+        check_replaceable(target)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -90,33 +102,44 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     utils.check_quantization_options(args, parser)
     if args.plugin:
         quamba.load_plugin(args.plugin)
-    if args.quantize:
-        parse_observers(utils.observer_spec(args))
+    if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.scheme_name(args)
+        utils.observer_options(args)
     torch.manual_seed(args.seed)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     utils.evaluation_plan(args, checkpoint)
-    model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES[args.dtype], args.device)
+    if args.quantize:
+        if checkpoint.quantization_method is not None:
+            raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
+        arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
+        check_outputs(args, target)
+    else:
+        check_outputs(args, None)
+    model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
+    if args.quantize:
+        check_architecture(model)
     log = {
-        "args": utils.plain_options(args),
+        "args": vars(args),
         "env": environment(args.seed, model.device.type),
-        "model": utils.model_name(checkpoint, recipe_of(model)),
+        "model": utils.model_name(checkpoint),
     }
-    if checkpoint.embedded:
+    if utils.embedded_defaults(checkpoint):
         log["assets_sha256"] = asset_hashes()
     disk_bytes, float_result = checkpoint_bytes(checkpoint.path), None
     if args.quantize:
         if not args.skip_float:
             float_result = measure(model, tokenizer, args, checkpoint, "float")
             log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
-        log["calibration"] = quantize(model, tokenizer, args, checkpoint)
-        saved = save(model, tokenizer, args, checkpoint)
-        disk_bytes = checkpoint_bytes(saved) if saved else tensor_bytes(model)
-        log["saved"] = str(saved) if saved else None
+        log["calibration"] = quantize(model, tokenizer, args, arguments)
+        if target:
+            quamba.save(model, tokenizer, target)
+        disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
+        log["saved"] = str(target) if target else None
     recipe = recipe_of(model)
     log["scheme"] = recipe.scheme.name if recipe else "fp"
     log["recipe"] = recipe.to_dict() if recipe else None
     result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe else "float")
+    log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
     path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}")
     report(log, compare(float_result, result) if float_result else None, path)
@@ -124,18 +147,18 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def report(log: dict, intervals: dict | None, path: Path) -> None:
     """Prints the table and where things are."""
-    console.print()
+    say()
     console.print(summary_table(log, intervals))
     if calibration := log.get("calibration"):
         by_observer = {}
         for tap, name in calibration["observer"].items():
             by_observer.setdefault(name, []).append(tap)
-        console.print("observers   " + "; ".join(f"{name}: {', '.join(taps)}" for name, taps in by_observer.items()))
-        console.print(f"calibrated  on {calibration['tokens']} tokens in {calibration['seconds']:.1f} s")
-    console.print(f"kernels     {backend_line(log['env']['backends'])}")
+        say("observers   " + "; ".join(f"{name}: {', '.join(taps)}" for name, taps in by_observer.items()))
+        say(f"calibrated  on {calibration['tokens']} tokens in {calibration['seconds']:.1f} s")
+    say(f"kernels     {backend_line(log['env']['backends'])}")
     if "saved" in log:
-        console.print(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")
-    console.print(f"log         {path}")
+        say(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")
+    say(f"log         {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         run(args, parser)
     except quamba.QuambaError as error:
         if args.verbose:
-            raise
+            traceback.print_exc()
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

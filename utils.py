@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from quamba import CalibrationText, QuambaError
-from quamba.checkpoint import Checkpoint
-from quamba.data import EMBEDDED_MODELS, TEXT_NAMES
+from quamba import CalibrationResult, CalibrationText, QuambaError
+from quamba.calibration import check_observer_options, parse_observers
+from quamba.checkpoint import METHOD, Checkpoint
+from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.observer import observer_names
 from quamba.quantize import DEFAULT_OBSERVER
-from quamba.scheme import SCHEMES, QuantizationRecipe
+from quamba.scheme import SCHEMES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
@@ -43,9 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--pretrained_dir", metavar="DIR", help="where models are looked up, and saved when quantized")
     run.add_argument("--log_dir", metavar="DIR", default="logs", help="where the JSON log goes (default: logs)")
     run.add_argument("--batch_size", type=positive_int, metavar="N", help="sequences at a time (default: 8, tiny: 16)")
-    run.add_argument("--seed", type=int, default=0, help="seed of the calibration sample and of lm-eval (default: 0)")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the calibration sample (default: 0)")
     run.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
-    run.add_argument("--dtype", choices=DTYPES, default="float32", help="of what stays float (default: float32)")
+    run.add_argument("--dtype", choices=DTYPES, help="of what stays float (default: float32, or as it was saved)")
     run.add_argument("--testing", action="store_true", help="a quick pass over little data, to see that a run works")
     run.add_argument("--verbose", action="store_true", help="log what is going on, in detail")
     _add_quantization_options(parser.add_argument_group("quantization"))
@@ -63,6 +64,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def seed(text: str) -> int:
+    """argparse type: an integer that every random generator takes as its seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {2**32 - 1}, not {value}")
     return value
 
 
@@ -118,33 +127,54 @@ def scheme_name(args: argparse.Namespace) -> str:
     return name
 
 
-def observer_spec(args: argparse.Namespace) -> str:
-    """What --observer and --use_outlier_aware ask for. Raises QuambaError where the two disagree."""
+def observer_spec(args: argparse.Namespace) -> str | None:
+    """What --observer and --use_outlier_aware ask for, None for nothing. Raises QuambaError where the two disagree."""
     if not args.use_outlier_aware:
-        return args.observer or DEFAULT_OBSERVER
+        return args.observer
     if args.observer not in (None, "outlier_aware", "x=outlier_aware"):
         raise QuambaError(
-            f"--use_outlier_aware means --observer outlier_aware, and --observer {args.observer} was given too: drop one"
+            f"--use_outlier_aware means --observer outlier_aware, not the --observer {args.observer} given with it: "
+            "drop one"
         )
     return "outlier_aware"
 
 
-def observer_options(args: argparse.Namespace, observers: dict[str, str]) -> dict[str, dict]:
+def observers(args: argparse.Namespace) -> dict[str, str]:
+    """Tap -> observer name. Raises QuambaError for unknown ones."""
+    return parse_observers(observer_spec(args) or DEFAULT_OBSERVER, head=args.quantize_lm_head)
+
+
+def observer_options(args: argparse.Namespace) -> dict[str, dict]:
     """Constructor arguments by observer. Raises QuambaError for an option that no chosen observer takes."""
-    if args.percentile_alpha is None:
-        return {}
-    if "percentile" not in observers.values():
-        raise QuambaError("--percentile_alpha is an argument of the percentile observer, which no tap uses here")
-    return {"percentile": {"percentile_alpha": args.percentile_alpha}}
+    options = {}
+    if args.percentile_alpha is not None:
+        if "percentile" not in observers(args).values():
+            raise QuambaError("--percentile_alpha is an argument of the percentile observer, which no tap uses here")
+        options["percentile"] = {"percentile_alpha": args.percentile_alpha}
+    check_observer_options(observers(args), options, args.a_bits)
+    return options
+
+
+def embedded_defaults(checkpoint: Checkpoint) -> EmbeddedDefaults | None:
+    """What a run on an embedded checkpoint uses by default, also once it was quantized and saved; else None."""
+    known = checkpoint.embedded or checkpoint.quantization_method == METHOD
+    return EMBEDDED_MODELS.get(model_name(checkpoint)) if known else None
+
+
+def check_text(option: str, name: str) -> None:
+    """Raises QuambaError where a text is neither a name nor a file: better now than after minutes of work."""
+    if name not in TEXT_NAMES and not Path(name).expanduser().exists():
+        raise QuambaError(f"{option} {name!r} is neither a file or folder here nor one of {', '.join(TEXT_NAMES)}")
 
 
 def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText:
     """Text, amount and seed of the calibration; embedded checkpoints have smaller defaults."""
-    defaults = EMBEDDED_MODELS[checkpoint.name] if checkpoint.embedded else None
-    common = CalibrationText()
+    defaults, common = embedded_defaults(checkpoint), CalibrationText()
     data_num = args.calib_data_num or (defaults.calib_data_num if defaults else common.data_num)
+    dataset = args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset)
+    check_text("--calib_dataset", dataset)
     return CalibrationText(
-        dataset=args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset),
+        dataset=dataset,
         data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
         seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
         seed=args.seed,
@@ -152,15 +182,41 @@ def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Calibr
     )
 
 
+def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationResult | CalibrationText:
+    """An earlier result where --calibration names an existing file, else the text to calibrate on.
+
+    Raises QuambaError where the earlier result is of another text than the options ask for.
+    """
+    text = calibration_text(args, checkpoint)
+    if not args.calibration or not Path(args.calibration).exists():
+        return text
+    result = CalibrationResult.load(args.calibration)
+    for option, field in (("calib_dataset", "dataset"), ("calib_data_num", "data_num"), ("calib_seqlen", "seqlen")):
+        used = (result.text or {}).get(field)
+        if getattr(args, option) is not None and used != getattr(text, field):
+            raise QuambaError(
+                f"--{option} {getattr(args, option)} does not fit --calibration {args.calibration}, which was made "
+                f"with {used}: drop one of them, or name a new file"
+            )
+    return result
+
+
 def batch_size(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
     """Sequences at a time, in calibration and evaluation."""
-    default = EMBEDDED_MODELS[checkpoint.name].batch_size if checkpoint.embedded else CalibrationText().batch_size
-    return args.batch_size or default
+    return args.batch_size or (embedded_defaults(checkpoint) or CalibrationText()).batch_size
+
+
+def max_windows(args: argparse.Namespace, checkpoint: Checkpoint, texts: list[str]) -> int | None:
+    """How many windows perplexity is measured on, None for all: a part of the embedded text, all of any other."""
+    if args.testing:
+        return TESTING_PPL_WINDOWS
+    defaults = embedded_defaults(checkpoint)
+    return defaults.ppl_windows if defaults and texts == [defaults.ppl_dataset] else None
 
 
 def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[list[str], list[tuple[list[str], int]]]:
     """(perplexity texts, [(tasks, examples), ...]) of a run. Raises QuambaError for options that contradict."""
-    defaults = EMBEDDED_MODELS[checkpoint.name] if checkpoint.embedded else None
+    defaults = embedded_defaults(checkpoint)
     if args.fewshot and not args.eval_few_shot:
         raise QuambaError(f"--fewshot {args.fewshot} does nothing without --eval_few_shot")
     if args.task_list and args.eval_generation and (args.eval_zero_shot or args.eval_few_shot):
@@ -171,21 +227,32 @@ def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[l
     if not (with_tasks or with_ppl or zero_shot):
         with_ppl, zero_shot = True, defaults is not None
     texts = [args.ppl_dataset or (defaults.ppl_dataset if defaults else "wikitext2")] if with_ppl else []
+    for text in texts:
+        check_text("--ppl_dataset", text)
 
     def tasks(default: str) -> list[str]:
-        names = args.task_list.split(",") if args.task_list else default.split(",")
-        return [name.strip() for name in names if name.strip()]
+        names = default if args.task_list is None else args.task_list
+        return [name.strip() for name in names.split(",") if name.strip()]
+
+    if args.task_list is not None and not tasks(""):
+        raise QuambaError(f"--task_list {args.task_list!r} names no task")
 
     default_tasks = ",".join(defaults.tasks) if defaults else ZERO_SHOT_TASKS
     runs = [(tasks(default_tasks), 0)] if zero_shot else []
     runs += [(tasks(default_tasks), args.fewshot or 5)] if args.eval_few_shot else []
     runs += [(tasks(GENERATION_TASKS), 0)] if args.eval_generation else []
+    if args.include_path is not None and not runs:
+        raise QuambaError(f"--include_path {args.include_path} does nothing without lm-eval tasks: add --task_list")
     return texts, runs
 
 
-def model_name(checkpoint: Checkpoint, recipe: QuantizationRecipe | None) -> str:
+def model_name(checkpoint: Checkpoint) -> str:
     """The model's name in logs: that of a checkpoint, without the scheme that saving has put behind it."""
-    return checkpoint.name.removesuffix(f"-{recipe.scheme.name}") if recipe else checkpoint.name
+    name = checkpoint.name
+    if checkpoint.quantization_method == METHOD:
+        for scheme in SCHEMES:
+            name = name.removesuffix(f"-{scheme}")
+    return name
 
 
 def check_quantization_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -203,8 +270,3 @@ def set_up_logging(verbose: bool) -> None:
     """Warnings to the terminal, everything of this package with --verbose."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("quamba").setLevel(logging.DEBUG if verbose else logging.WARNING)
-
-
-def plain_options(args: argparse.Namespace) -> dict:
-    """The options as plain data for the log."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}

@@ -188,10 +188,10 @@ def parse_observers(spec: str | Mapping[str, str], head: bool = True) -> dict[st
             raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
         if name not in observer_names():
             raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
-        if named.count(tap) > 1:
-            raise QuambaError(f"tap {tap!r} is given more than one observer in {spec!r}: name one")
         if tap == HEAD_TAP and not head:
             raise QuambaError(f"tap {HEAD_TAP} has an observer only where the head is quantized: --quantize_lm_head")
+    if twice := [tap for tap in named if named.count(tap) > 1]:
+        raise QuambaError(f"tap {twice[0]!r} is given more than one observer in {spec!r}: name one")
     own = dict(pairs)
     default = own.pop("all", DEFAULT_TAP_OBSERVER)
     return dict.fromkeys(known if head else TAPS, default) | own

@@ -24,6 +24,15 @@ def check_architecture(model: nn.Module) -> None:
     hadamard.hadamard_base(config.intermediate_size)
 
 
+def is_supported(model: nn.Module) -> bool:
+    """Whether `check_architecture` accepts the model."""
+    try:
+        check_architecture(model)
+    except QuambaError:
+        return False
+    return True
+
+
 def install_float_mixers(model: nn.Module) -> None:
     """Replaces every transformers mixer by ours, sharing the parameters; a model that has them already is unchanged."""
     check_architecture(model)

@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from .errors import QuambaError
+
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` to `path`; an interruption leaves the old file, or none, never half of the new one."""
@@ -19,6 +21,15 @@ def write_text_atomically(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def require_writable(directory: Path) -> None:
+    """Creates `directory` where it is missing. Raises QuambaError where nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise QuambaError(f"cannot write to {directory}: {error}") from error
 
 
 def fsync_tree(directory: Path) -> None:

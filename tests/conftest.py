@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 
 @pytest.fixture
@@ -35,3 +36,12 @@ def tiny_mamba() -> Callable[..., MambaForCausalLM]:
 def tokens() -> torch.Tensor:
     """Token ids [2, 13] that every tiny model has."""
     return torch.randint(0, 60, (2, 13), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """50 whole-word tokens `<|endoftext|>`, `w1` ... `w49`; the id of a word is its number."""
+    vocabulary = {"<|endoftext|>": 0} | {f"w{number}": number for number in range(1, 50)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")

@@ -22,9 +22,12 @@ bool onednn_is_exact() {
   return exact;
 }
 
-bool use_onednn(int64_t rows) {
-  return rows >= kOneDnnRows && std::strcmp(kernels().name, "avx512_vnni") == 0 && onednn_is_exact();
+// The number of rows from which oneDNN computes the product, 0 where it never does.
+int64_t onednn_rows() {
+  return std::strcmp(kernels().name, "avx512_vnni") == 0 && onednn_is_exact() ? kOneDnnRows : 0;
 }
+
+bool use_onednn(int64_t rows) { return rows >= kOneDnnRows && onednn_rows() > 0; }
 
 // x [M, I], weight [O, I] -> int32 [M, O]; exact on every path.
 at::Tensor int8_product(const at::Tensor& x, const at::Tensor& weight) {
@@ -93,6 +96,8 @@ at::Tensor linear_w8a8_requant(const at::Tensor& x, const at::Tensor& weight, co
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(quamba, m) { m.def("onednn_rows() -> int", &onednn_rows); }
 
 TORCH_LIBRARY_IMPL(quamba, CPU, m) {
   m.impl("linear_w8a8", &linear_w8a8);

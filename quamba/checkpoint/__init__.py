@@ -2,12 +2,14 @@
 
 from .load import load, load_checkpoint
 from .load_float import load_float
-from .quantized import load_quantized, recipe_of, save_quantized
+from .quantized import METHOD, check_replaceable, load_quantized, recipe_of, save_quantized
 from .resolve import Checkpoint, resolve_checkpoint
 from .tokenizer import load_tokenizer
 
 __all__ = [
+    "METHOD",
     "Checkpoint",
+    "check_replaceable",
     "load",
     "load_checkpoint",
     "load_float",

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import ops
-from ..convert import install_float_mixers
+from ..convert import install_float_mixers, is_supported
 from ..errors import QuambaError
 from .load_float import load_float
 from .quantized import METHOD, load_quantized
@@ -14,7 +14,7 @@ from .resolve import Checkpoint, resolve_checkpoint
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a checkpoint that was found already; see `load`."""
     device = ops.check_device(device)
@@ -26,20 +26,22 @@ def load_checkpoint(
             "give the float checkpoint it was made from"
         )
     else:
-        model, tokenizer = load_float(checkpoint, dtype)
-        install_float_mixers(model)
+        model, tokenizer = load_float(checkpoint, dtype or torch.float32)
+        if is_supported(model):  # any other model is run as transformers runs it
+            install_float_mixers(model)
     return model.to(device), tokenizer
 
 
 def load(
     name: str,
     pretrained_dir: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of that name: transformers' own class with our modules in its slots.
+    """The model and tokenizer of that name: transformers' own class, with our modules in its slots if it is a Mamba.
 
     `name`: a folder, an embedded checkpoint (`mamba-tiny`), a short name (`mamba-130m`) or a hub id; float, in either
-    format, or quantized by quamba. Raises QuambaError saying what is wrong with the name, the files or the device.
+    format, or quantized by quamba. `dtype`: of what is float; None: float32, or what a quantized model was saved in.
+    Raises QuambaError saying what is wrong with the name, the files or the device.
     """
     return load_checkpoint(resolve_checkpoint(name, pretrained_dir), dtype, device)

@@ -53,7 +53,13 @@ class QuambaConfig(QuantizationConfigMixin):
         if unknown:
             raise QuambaError(f"quantization_config has fields that this version does not know: {sorted(unknown)}")
         if not isinstance(recipe, dict) or not isinstance(self.sha256, dict):
-            raise QuambaError("quantization_config must have a `recipe` and, where it has one, a `sha256` of named values")
+            raise QuambaError(
+                "quantization_config must have a `recipe` and, where it has one, a `sha256` of named values"
+            )
+
+    def to_dict(self) -> dict:
+        """Without the hashes: transformers writes this beside weight files of its own."""
+        return {name: value for name, value in super().to_dict().items() if name != "sha256"}
 
 
 @register_quantizer(METHOD)
@@ -90,7 +96,9 @@ def verify_hashes(files: list[Path], sha256: dict[str, str]) -> None:
     for file in files:
         expected = sha256.get(file.name)
         if expected is not None and file_sha256(file) != expected:
-            raise QuambaError(f"{file} is damaged: its SHA-256 is not the one that config.json records; copy it again")
+            raise QuambaError(
+                f"{file} is truncated or damaged: its SHA-256 is not the one that config.json records; copy it again"
+            )
 
 
 def verify_tensors(model: nn.Module, files: list[Path]) -> None:
@@ -173,7 +181,9 @@ def check_replaceable(directory: Path) -> None:
         quantization = None
     ours = isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
     if not ours and any(directory.iterdir()):
-        raise QuambaError(f"{directory} holds something else than a quantized model, which is not replaced: move it away")
+        raise QuambaError(
+            f"{directory} holds something else than a quantized model, which is not replaced: move it away"
+        )
 
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -207,14 +217,17 @@ def _replace_directory(new: Path, directory: Path) -> None:
 
 
 def load_quantized(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint of ours. Raises QuambaError for damaged or misfitting files."""
+    """The model and tokenizer of a checkpoint of ours; `dtype` of what is float, None: as saved.
+
+    Raises QuambaError for damaged or misfitting files.
+    """
     verify_index(checkpoint.path, weight_files(checkpoint.path))
     config = read_model_config(checkpoint)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, config=config, dtype=dtype, local_files_only=True
+            checkpoint.path, config=config, dtype=dtype or "auto", local_files_only=True
         )
         tokenizer = load_tokenizer(checkpoint)
     return model.eval().requires_grad_(False), tokenizer

@@ -25,7 +25,27 @@ def test_every_op_has_a_reference_and_a_fake(name):
 
 
 def test_backends_names_the_instruction_set_of_each_op():
-    assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, ops.cpu_capability())
+    with ops.force_cpu_capability("portable"):
+        assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, "portable")
+
+
+@pytest.mark.skipif("avx512_vnni" not in torch.ops.quamba.cpu_capabilities(), reason="needs a CPU with VNNI")
+def test_backends_says_where_onednn_takes_over():
+    with ops.force_cpu_capability("avx512_vnni"):
+        assert "oneDNN" in ops.backends("cpu")["linear_w8a8"]
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_onednn_is_not_used_where_its_int8_product_saturates(isa):
+    """ONEDNN_MAX_CPU_ISA below VNNI makes it wrong: the kernel asks it once and then goes without."""
+    code = (
+        "import torch; from quamba import ops; "
+        "x = torch.full((32, 64), -128, dtype=torch.int8); "
+        "print(torch.ops.quamba.onednn_rows(), int(ops.linear_w8a8(x, x, torch.ones(32), None)[0, 0]))"
+    )
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout.split() == ["0", str(64 * 128 * 128)]
 
 
 def test_a_capability_that_the_machine_lacks_is_refused_by_name():

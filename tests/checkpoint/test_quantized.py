@@ -1,0 +1,405 @@
+"""Quantized checkpoints: what is saved comes back bit for bit, and what is damaged is told in one error."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import quamba
+from quamba.checkpoint import quantized, recipe_of
+from quamba.errors import QuambaError
+
+IN_PROJ = "backbone.layers.0.mixer.in_proj.weight"
+OPTIONS = {
+    "none": {},
+    "embedding": {"quantize_embedding": True},
+    "head": {"quantize_lm_head": True},
+    "both": {"quantize_embedding": True, "quantize_lm_head": True},
+    "rotated": {"rotate_residual": True, "quantize_embedding": True, "quantize_lm_head": True},
+}
+
+
+@pytest.fixture
+def build(tiny_mamba):
+    """A function that builds a quantized tiny model; `tied` says whether embedding and head were one table."""
+
+    def quantize(options: str = "none", tied: bool = True, **sizes):
+        windows = torch.randint(0, 60, (4, 16), generator=torch.Generator().manual_seed(3))
+        model = tiny_mamba(tie_word_embeddings=tied, **sizes)
+        return quamba.quantize(model, None, calibration=windows, progress=False, **OPTIONS[options])
+
+    return quantize
+
+
+@pytest.fixture
+def folder(build, tiny_tokenizer, tmp_path):
+    """A saved checkpoint that a test may damage."""
+    return quamba.save(build(), tiny_tokenizer, tmp_path / "model")
+
+
+@torch.inference_mode()
+def logits(model, tokens) -> torch.Tensor:
+    return model(tokens).logits
+
+
+def edit_config(folder, **changes):
+    """Change fields of config.json's quantization_config, or drop them where the new value is None."""
+    config = json.loads((folder / "config.json").read_text())
+    fields = config["quantization_config"] | changes
+    config["quantization_config"] = {name: value for name, value in fields.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_tensors(folder, **changes):
+    """Replace tensors or drop them where the new value is None; the hash is that of the new file."""
+    file = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in (load_file(file) | changes).items() if tensor is not None}
+    save_file(tensors, file, metadata={"format": "pt"})
+    edit_config(folder, sha256={file.name: quantized.file_sha256(file)})
+
+
+# --- saved and loaded ---
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_saved_model_has_the_same_logits_bit_for_bit(build, tiny_tokenizer, tokens, tmp_path, options, tied):
+    model = build(options, tied)
+    folder = quamba.save(model, tiny_tokenizer, tmp_path / "models" / "mine")
+    assert folder == tmp_path / "models" / "mine"
+    loaded, tokenizer = quamba.load(str(folder))
+    assert type(loaded) is type(model)
+    assert recipe_of(loaded) == recipe_of(model)
+    assert tokenizer("w1 w2").input_ids == [1, 2]
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+    by_transformers = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(logits(by_transformers, tokens), logits(model, tokens))
+    assert {name: t.dtype for name, t in loaded.state_dict().items()} == {
+        name: t.dtype for name, t in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("sizes", [{"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}], ids=str)
+def test_every_shape_of_the_block_is_saved(build, tiny_tokenizer, tokens, tmp_path, sizes):
+    model = build(**sizes)
+    loaded, _ = quamba.load(str(quamba.save(model, tiny_tokenizer, tmp_path / "model")))
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+
+
+def test_a_shared_table_is_stored_once(build, tiny_tokenizer, tmp_path):
+    stored = {
+        options: load_file(quamba.save(build(options), tiny_tokenizer, tmp_path / options) / "model.safetensors")
+        for options in ("none", "both", "head")
+    }
+    assert not any(name.startswith("lm_head") for name in stored["none"])
+    assert {name for name in stored["both"] if name.startswith("lm_head")} == {"lm_head.head_in_scale"}
+    assert stored["head"]["lm_head.linear.weight"].dtype == torch.int8
+
+
+def test_the_dtype_is_the_saved_one_or_the_one_asked_for(build, tiny_tokenizer, tokens, tmp_path):
+    model = build().to(torch.bfloat16)
+    folder = str(quamba.save(model, tiny_tokenizer, tmp_path / "model"))
+    loaded, _ = quamba.load(folder)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+    wide, _ = quamba.load(folder, dtype=torch.float32)
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    for other in (loaded, wide):
+        assert {buffer.dtype for buffer in other.buffers()} == {torch.int8, torch.float32}
+
+
+GENERATION = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 20, "temperature": 1.5},
+    "beam search": {"num_beams": 3},
+    "without a cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("options", ["none", "both"])
+@pytest.mark.parametrize("way", GENERATION)
+def test_a_loaded_model_generates_what_the_saved_one_does(build, tiny_tokenizer, tokens, tmp_path, options, way):
+    model = build(options)
+    loaded, _ = quamba.load(str(quamba.save(model, tiny_tokenizer, tmp_path / "model")))
+
+    def generate(model):
+        torch.manual_seed(1)
+        arguments = {"do_sample": False} | GENERATION[way]
+        return model.generate(tokens, max_new_tokens=12, min_new_tokens=12, pad_token_id=0, **arguments)
+
+    assert generate(loaded).shape == (2, 25)
+    assert torch.equal(generate(loaded), generate(model))
+
+
+def test_greedy_generation_is_the_argmax_of_each_prefix(build, tokens):
+    model = build()
+    generated = model.generate(tokens, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    for length in range(tokens.shape[1], generated.shape[1]):
+        expected = logits(model, generated[:, :length])[:, -1].index_fill(1, torch.tensor(0), -torch.inf)  # eos
+        assert torch.equal(generated[:, length], expected.argmax(dim=-1))
+
+
+def test_the_format_is_data_and_has_a_version(folder):
+    fields = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert fields["quant_method"] == "quamba"
+    assert fields["format_version"] == quantized.FORMAT_VERSION == 1
+    assert fields["recipe"]["scheme"]["name"] == "w8a8"
+    assert fields["recipe"]["scheme"]["weight"] == {"bits": 8, "symmetric": True, "granularity": "per_channel"}
+    assert fields["sha256"] == {"model.safetensors": quantized.file_sha256(folder / "model.safetensors")}
+
+
+def test_a_loaded_model_is_saved_again_by_us_or_by_transformers(folder, tiny_tokenizer, tokens, tmp_path):
+    """The hashes are those of one folder's files: they do not travel to files that transformers writes."""
+    model, _ = quamba.load(str(folder))
+    ours = quamba.save(model, tiny_tokenizer, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
+    tiny_tokenizer.save_pretrained(tmp_path / "theirs")
+    for again in (ours, tmp_path / "theirs"):
+        assert torch.equal(logits(quamba.load(str(again))[0], tokens), logits(model, tokens))
+
+
+# --- damaged ---
+
+FILE_DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "a byte of a tensor": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+    "a byte of the header": lambda data: data[:30] + bytes([data[30] ^ 1]) + data[31:],
+    "a byte of the header's length": lambda data: data[:3] + bytes([data[3] ^ 1]) + data[4:],
+}
+
+
+@pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
+@pytest.mark.parametrize("damage", FILE_DAMAGES)
+def test_a_damaged_file_is_named(folder, damage, load):
+    file = folder / "model.safetensors"
+    file.write_bytes(FILE_DAMAGES[damage](file.read_bytes()))
+    with pytest.raises(QuambaError, match=r"model\.safetensors is truncated or damaged"):
+        load(str(folder))
+
+
+def test_a_truncated_file_without_a_hash_is_named(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    edit_config(folder, sha256=None)
+    with pytest.raises(QuambaError, match=r"model\.safetensors is truncated or damaged"):
+        quamba.load(str(folder))
+
+
+@pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({IN_PROJ: None}, f"missing: {IN_PROJ} (1 in all)"),
+        ({"backbone.norm_f.weight": None}, "missing: backbone.norm_f.weight (1 in all)"),
+        ({"best": torch.zeros(3)}, "unknown: best (1 in all)"),
+        ({IN_PROJ: torch.zeros(127, 32, dtype=torch.int8)}, f"of another shape or type: {IN_PROJ} (1 in all)"),
+        ({IN_PROJ: torch.zeros(128, 32)}, f"of another shape or type: {IN_PROJ} (1 in all)"),
+        ({IN_PROJ: None, "best": torch.zeros(3)}, f"missing: {IN_PROJ} (1 in all); unknown: best (1 in all)"),
+    ],
+    ids=["missing", "missing float", "extra", "shape", "type", "renamed"],
+)
+def test_tensors_that_do_not_fit_are_named(folder, changes, message, load):
+    edit_tensors(folder, **changes)
+    with pytest.raises(QuambaError) as error:
+        load(str(folder))
+    assert str(error.value).endswith(message)
+
+
+SCHEME = {"name": "w8a8", "weight": {"bits": 8, "symmetric": True, "granularity": "per_channel"}}
+ACT = {"bits": 8, "symmetric": True, "granularity": "per_tensor"}
+RECIPE = {
+    "scheme": SCHEME | {"act": ACT},
+    "quantize_embedding": False,
+    "quantize_lm_head": False,
+    "tied_head": False,
+    "rotate_residual": False,
+}
+OTHER_SCHEME = RECIPE["scheme"] | {"name": "w4a8", "weight": SCHEME["weight"] | {"bits": 4}}
+
+
+@pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "format_version 2, this version of quamba reads 1"),
+        ({"format_version": None}, "format_version None"),
+        ({"best": 1}, "fields that this version does not know: ['best']"),
+        ({"recipe": None}, "must have a `recipe`"),
+        ({"recipe": "w8a8"}, "must have a `recipe`"),
+        ({"recipe": RECIPE | {"scheme": OTHER_SCHEME}}, "is not one this version runs (w8a8)"),
+        ({"recipe": RECIPE | {"best": 1}}, "missing or unknown fields ['best']"),
+        ({"recipe": {"scheme": RECIPE["scheme"]}}, "missing or unknown fields ['quantize_embedding', "),
+        ({"recipe": RECIPE | {"quantize_embedding": True}}, "backbone.embeddings.weight"),
+        ({"recipe": RECIPE | {"quantize_lm_head": True}}, "missing: lm_head.head_in_scale, lm_head.linear.weight"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_config_that_does_not_fit_is_told(folder, changes, message, load):
+    edit_config(folder, **changes)
+    with pytest.raises(QuambaError) as error:
+        load(str(folder))
+    assert message in str(error.value)
+
+
+def test_the_same_recipe_written_by_hand_fits(folder):
+    edit_config(folder, recipe=RECIPE)
+    quamba.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"missing: backbone\.layers\.2\.mixer\.A, "),
+        ({"num_hidden_layers": 1}, r"unknown: backbone\.layers\.1\.mixer\.A, "),
+        ({"vocab_size": 97}, r"of another shape or type: backbone\.embeddings\.weight \(1 in all\)"),
+        ({"hidden_size": "wide"}, r"config\.json describes no valid model"),
+        ({"model_type": "best"}, "'best' is not a causal language model that transformers knows"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM cannot be quantized"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "was quantized with 'gptq', which quamba does not run"),
+    ],
+    ids=str,
+)
+def test_another_models_config_is_told(folder, changes, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(QuambaError, match=message):
+        quamba.load(str(folder))
+
+
+def test_missing_weights_are_told(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(QuambaError, match="holds no weights"):
+        quamba.load(str(folder))
+
+
+def test_a_missing_tokenizer_is_told(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(QuambaError, match="has no tokenizer"):
+        quamba.load(str(folder))
+
+
+@pytest.fixture
+def shards(build, tiny_tokenizer, tmp_path):
+    """A checkpoint of several files, as transformers writes a large one."""
+    build().save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    tiny_tokenizer.save_pretrained(tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_a_missing_shard_is_named(shards):
+    file = sorted(shards.glob("*.safetensors"))[1]
+    file.unlink()
+    with pytest.raises(QuambaError, match=f"lacks the shards {file.name}"):
+        quamba.load(str(shards))
+
+
+def test_a_shard_that_the_index_forgot_is_named(folder):
+    edit_config(folder, sha256={"model.safetensors": "0" * 64, "more.safetensors": "0" * 64})
+    with pytest.raises(QuambaError, match=r"lacks the weight files more\.safetensors that its config\.json records"):
+        quamba.load(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{", None], ids=["damaged", "missing"])
+def test_an_index_that_cannot_be_read_is_told(shards, content):
+    index = shards / "model.safetensors.index.json"
+    index.unlink() if content is None else index.write_text(content)
+    with pytest.raises(QuambaError, match="index of"):
+        quamba.load(str(shards))
+
+
+# --- written whole or not at all ---
+
+
+def test_a_float_model_is_refused(tiny_mamba, tiny_tokenizer, tmp_path):
+    with pytest.raises(QuambaError, match="only quantized models are saved here"):
+        quamba.save(tiny_mamba(), tiny_tokenizer, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def content(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_older_model_is_replaced(folder, build, tiny_tokenizer, tokens):
+    newer = build("both")
+    quamba.save(newer, tiny_tokenizer, folder)
+    assert torch.equal(logits(quamba.load(str(folder))[0], tokens), logits(newer, tokens))
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("step", ["file_sha256", "fsync_tree", "os.replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "interrupted"])
+def test_a_failure_half_way_leaves_the_older_model(folder, build, tiny_tokenizer, monkeypatch, step, error):
+    before, newer, replace = content(folder), build("both"), os.replace
+
+    def fail(*_):
+        raise error
+
+    def fail_to_put_the_new_one_in_place(source, target):  # the older one has stepped aside by then, and comes back
+        new = target == folder and ".old." not in str(source)
+        return fail() if new else replace(source, target)
+
+    if step == "os.replace":
+        monkeypatch.setattr(os, "replace", fail_to_put_the_new_one_in_place)
+    else:
+        monkeypatch.setattr(quantized, step, fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else QuambaError):
+        quamba.save(newer, tiny_tokenizer, folder)
+    monkeypatch.undo()
+    assert content(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_failure_half_way_leaves_nothing_new(build, tiny_tokenizer, tmp_path, monkeypatch):
+    model = build()
+    monkeypatch.setattr(tiny_tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(QuambaError, match=r"cannot write to .*model: disk full"):
+        quamba.save(model, tiny_tokenizer, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_never_replaced(build, tiny_tokenizer, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(QuambaError, match="thesis holds something else than a quantized model"):
+        quamba.save(build(), tiny_tokenizer, tmp_path / "thesis")
+    assert content(tmp_path / "thesis") == {"chapter1.txt": b"years of work"}
+
+
+def test_a_float_checkpoint_is_never_replaced(build, tiny_mamba, tiny_tokenizer, tmp_path):
+    tiny_mamba().save_pretrained(tmp_path / "float")
+    with pytest.raises(QuambaError, match="float holds something else than a quantized model"):
+        quamba.save(build(), tiny_tokenizer, tmp_path / "float")
+
+
+def test_an_empty_folder_is_filled(build, tiny_tokenizer, tmp_path):
+    (tmp_path / "model").mkdir()
+    quamba.load(str(quamba.save(build(), tiny_tokenizer, tmp_path / "model")))
+
+
+def test_a_link_keeps_pointing_where_it_does(folder, build, tiny_tokenizer, tmp_path):
+    (tmp_path / "latest").symlink_to(folder)
+    quamba.save(build("both"), tiny_tokenizer, tmp_path / "latest")
+    assert (tmp_path / "latest").resolve() == folder
+    assert recipe_of(quamba.load(str(folder))[0]).tied_head
+
+
+@pytest.mark.parametrize("place", ["file", "file/model"])
+def test_a_place_that_is_a_file_is_refused(build, tiny_tokenizer, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuambaError, match=r"is a file|cannot write to"):
+        quamba.save(build(), tiny_tokenizer, tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_copied_folder_loads(folder, tokens, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
+    copy, _ = quamba.load(str(tmp_path / "elsewhere" / "copy"))
+    assert torch.equal(logits(copy, tokens), logits(quamba.load(str(folder))[0], tokens))

@@ -1,0 +1,418 @@
+"""Calibration: which observer watches which tap, what the taps' scales are made of, and results that are reused."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from quamba import calibration, numerics, observer_base
+from quamba.calibration import (
+    CalibrationResult,
+    CalibrationText,
+    Calibrator,
+    calibrate,
+    check_observer_options,
+    check_windows,
+    default_text,
+    model_fingerprint,
+    parse_observers,
+)
+from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
+from quamba.data import EMBEDDED_MODELS, embedded_model_dir
+from quamba.errors import QuambaError
+from quamba.nn.mamba1 import TAPS
+from quamba.observer import Observer, create_observer, observer_names, register_observer
+
+NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
+
+
+@pytest.fixture
+def model(tiny_mamba):
+    """A tiny float model on our mixers: what calibration runs on."""
+    model = tiny_mamba()
+    install_float_mixers(model)
+    return model
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """Token ids [6, 16]."""
+    return torch.randint(0, 60, (6, 16), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
+
+
+def run(model, windows, observers="minmax", **options) -> CalibrationResult:
+    arguments = {"fingerprint": model_fingerprint(model), "batch_size": 4, "progress": False}
+    return calibrate(model, windows, parse_observers(observers), **arguments | options)
+
+
+@torch.inference_mode()
+def tapped(model, windows, batch_size=4, head=False) -> dict[str, list[torch.Tensor]]:
+    """Tap name -> its value in each batch, recorded by hand."""
+    values = {name: [] for name in tap_modules(model, head)}
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, out, name=name: values[name].append(out.clone()))
+        for name, module in tap_modules(model, head).items()
+    ]
+    for batch in windows.split(batch_size):
+        model.backbone(batch)
+    for hook in hooks:
+        hook.remove()
+    return values
+
+
+# --- which observer watches which tap ---
+
+MINMAX = dict.fromkeys((*TAPS, HEAD_TAP), "minmax")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("mse", {"x": "mse"}),
+        ("x=mse", {"x": "mse"}),
+        ("x=mse,out=percentile", {"x": "mse", "out": "percentile"}),
+        ("all=mse", dict.fromkeys(MINMAX, "mse")),
+        ("all=mse,x=percentile", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
+        ("x=percentile,all=mse", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
+        ("all=mse,percentile", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
+        ({"out": "mse", "all": "percentile"}, dict.fromkeys(MINMAX, "percentile") | {"out": "mse"}),
+        ({}, {}),
+    ],
+    ids=str,
+)
+def test_a_spec_names_observers_and_the_other_taps_take_minmax(spec, expected):
+    assert parse_observers(spec) == MINMAX | expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("best", "unknown observer 'best': choose one of minmax, percentile, "),
+        ("x=best", "unknown observer 'best'"),
+        ("x=", "unknown observer ''"),
+        ("", "unknown observer ''"),
+        ("mse,", "unknown observer ''"),
+        ("x=mse=2", "unknown observer 'mse=2'"),
+        ("y=mse", "unknown tap 'y': choose of in, conv_in, z, x, dt_rank, B, C, out, head_in, all"),
+        ({"y": "mse"}, "unknown tap 'y'"),
+        ({"x": None}, "unknown observer None"),
+        ("mse,percentile", "tap 'x' is given more than one observer in 'mse,percentile'"),
+        ("all=mse,all=minmax", "tap 'all' is given more than one observer"),
+    ],
+    ids=str,
+)
+def test_a_spec_that_means_nothing_is_refused(spec, message):
+    with pytest.raises(QuambaError) as error:
+        parse_observers(spec)
+    assert message in str(error.value)
+
+
+def test_the_head_has_a_tap_only_where_it_is_quantized():
+    assert HEAD_TAP not in parse_observers("all=mse", head=False)
+    with pytest.raises(QuambaError, match="tap head_in has an observer only where the head is quantized"):
+        parse_observers("head_in=mse", head=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mse": {}}, "options for observer 'mse', which no tap uses: the taps use minmax, percentile"),
+        ({"percentile": {"best": 1}}, "observer 'percentile' takes no argument best"),
+        ({"percentile": {"percentile_alpha": 2.0}}, "percentile_alpha must be in"),
+        ({"percentile": {"sym": False}}, "taps are quantized symmetrically"),
+        ({"percentile": {"n_bits": 4}}, "n_bits follows from the scheme"),
+    ],
+    ids=str,
+)
+def test_observer_options_that_do_nothing_or_do_not_fit_are_refused(options, message):
+    with pytest.raises(QuambaError) as error:
+        check_observer_options(parse_observers("percentile"), options)
+    assert message in str(error.value)
+
+
+# --- which text ---
+
+
+def test_an_embedded_model_has_a_quick_default_and_any_other_the_usual_one(tiny_mamba):
+    model = tiny_mamba()
+    assert default_text(model) == CalibrationText("pile", 512, 512)
+    model.config.name_or_path = str(embedded_model_dir("mamba-tiny"))
+    tiny = EMBEDDED_MODELS["mamba-tiny"]
+    assert asdict(default_text(model)) == {
+        "dataset": "stdlib",
+        "data_num": tiny.calib_data_num,
+        "seqlen": tiny.calib_seqlen,
+        "seed": 0,
+        "batch_size": tiny.batch_size,
+    }
+    model.config.name_or_path = "somewhere/else/mamba-tiny"  # the name alone makes no embedded model
+    assert default_text(model) == CalibrationText()
+
+
+def test_a_text_gives_the_same_windows_for_the_same_seed(tmp_path, tiny_tokenizer):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{1 + number * number % 49}" for number in range(400)))
+    text = CalibrationText(str(file), data_num=5, seqlen=7, seed=3)
+    assert text.windows(tiny_tokenizer).shape == (5, 7)
+    assert torch.equal(text.windows(tiny_tokenizer), text.windows(tiny_tokenizer))
+    assert not torch.equal(text.windows(tiny_tokenizer), replace(text, seed=4).windows(tiny_tokenizer))
+    assert text.describe() == f"5 sequences of 7 tokens of {file}, seed 3"
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        (torch.zeros(2, 3), "int64 [count, seqlen], got torch.float32 [2, 3]"),
+        (torch.zeros(3, dtype=torch.int64), "got torch.int64 [3]"),
+        (torch.zeros(0, 3, dtype=torch.int64), "got torch.int64 [0, 3]"),
+        (torch.tensor([[1, 96]]), "token id 96, the model's vocabulary has 96"),
+        (torch.tensor([[1, -1]]), "token id -1, the model's vocabulary has 96"),
+    ],
+    ids=str,
+)
+def test_what_is_no_token_ids_is_refused(windows, message):
+    with pytest.raises(QuambaError) as error:
+        check_windows(windows, 96)
+    assert message in str(error.value)
+
+
+# --- the taps ---
+
+
+def hooks_of(model) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_the_hooks_are_gone_after_the_block(model, windows):
+    with Calibrator(model, MINMAX, n_bits=8, head=True, options={}) as calibrator:
+        assert hooks_of(model) == len(calibrator._modules) == 2 * len(TAPS) + 1
+        model.backbone(windows)
+    assert hooks_of(model) == 0
+    assert set(calibrator.results()) == set(tap_modules(model, head=True))
+
+
+def test_the_hooks_are_gone_after_an_error(model):
+    with pytest.raises(KeyboardInterrupt), Calibrator(model, MINMAX, n_bits=8, head=True, options={}):
+        raise KeyboardInterrupt
+    assert hooks_of(model) == 0
+
+
+def test_a_tap_that_is_not_a_number_is_named(model, windows):
+    model.backbone.layers[1].mixer.x_proj.weight[0, 0] = math.nan  # the first row makes dt
+    with pytest.raises(QuambaError, match=r"^tap layers\.1\.dt_rank: .* NaN or infinity"):
+        run(model, windows)
+    assert hooks_of(model) == 0
+
+
+def test_no_logits_are_computed(model, windows):
+    def refuse(*_):
+        raise AssertionError("the head ran")
+
+    model.lm_head.register_forward_pre_hook(refuse)
+    run(model, windows, head=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scale_is_that_of_an_observer_fed_by_hand(model, windows, name):
+    values = tapped(model, windows, head=True)
+    result = run(model, windows, f"all={name}", head=True)
+    assert set(result.taps) == set(values) == {f"layers.{i}.{tap}" for i in (0, 1) for tap in TAPS} | {HEAD_TAP}
+    for tap, batches in values.items():
+        observer = create_observer(name, n_bits=8)
+        for batch in batches:
+            observer.update(batch)
+        assert result.taps[tap].scale == float(observer.get_quantization_parameters()[0]), tap
+        assert result.taps[tap].max == max(float(batch.abs().max()) for batch in batches), tap
+        assert result.taps[tap].observer == name
+        assert result.scales()[tap] == observer.get_quantization_parameters()[0]
+
+
+def test_options_reach_the_observer_that_they_name(model, windows):
+    options = {"percentile": {"percentile_alpha": 0.5}}
+    narrow, wide = (run(model, windows, "percentile", options=o) for o in (options, {}))
+    assert narrow.taps["layers.0.x"].scale < wide.taps["layers.0.x"].scale
+    assert narrow.taps["layers.0.z"] == wide.taps["layers.0.z"]  # min-max
+    assert narrow.observer_options == options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saturation_and_sqnr_are_those_of_the_quantized_values(model, windows, name):
+    values = tapped(model, windows)
+    for tap, found in run(model, windows, f"all={name}").taps.items():
+        x = torch.cat(values[tap]).double()
+        q = numerics.quantize(x, found.scale)
+        noise = (x - numerics.dequantize(q, found.scale).double()).square().sum()
+        assert found.sqnr_db == pytest.approx(float(10 * torch.log10(x.square().sum() / noise)), abs=0.05), tap
+        saturated = ((x > 127.5 * found.scale) | (x < -128.5 * found.scale)).double().mean()
+        assert found.saturated_share == pytest.approx(float(saturated), abs=0.5 / x.numel()), tap
+
+
+def test_every_channel_is_in_the_sample_that_saturation_is_measured_on(model, monkeypatch):
+    """A stride of 16 through 64 channels would see four of them, and miss the outlier channel."""
+    monkeypatch.setattr(calibration, "DIAGNOSTIC_SAMPLE", 64 * 64)
+    model.backbone.layers[0].mixer.conv1d.weight[5] *= 1000
+    windows = torch.randint(0, 60, (4, 256), generator=torch.Generator().manual_seed(2))  # x: 2**16 values
+    options = {"outlier_aware": {"normal_ratio": 0.9}}
+    result = run(model, windows, "outlier_aware", options=options)
+    x = torch.cat(tapped(model, windows)["layers.0.x"])
+    tap = result.taps["layers.0.x"]
+    only_outliers = (x[..., 5] > 1000 * tap.scale).float().mean() / 64  # the share of x that no other channel reaches
+    assert tap.saturated_share > 0.9 * only_outliers > 0.001
+
+
+def test_a_tap_without_values_but_zero_loses_nothing(model, windows):
+    model.backbone.layers[0].mixer.x_proj.weight[:] = 0
+    tap = run(model, windows).taps["layers.0.B"]
+    assert tap.max == tap.saturated_share == 0
+    assert tap.scale > 0
+    assert tap.sqnr_db is None
+
+
+def test_the_result_tells_what_was_run(model, windows):
+    text = CalibrationText("mine.txt", 6, 16, seed=7)
+    result = run(model, windows, "mse", text=text)
+    assert result.tokens == 96
+    assert result.text == asdict(text)
+    assert result.observer == {tap: "mse" if tap == "x" else "minmax" for tap in TAPS}
+    assert len(result.windows_sha256) == 64
+    assert result.windows_sha256 != run(model, windows + 1).windows_sha256
+    assert result.seconds > 0
+    assert result.describe() == "reusing an earlier result on 96 tokens of mine.txt"
+
+
+def test_the_same_windows_give_the_same_result(model, windows):
+    first, second = (replace(run(model, windows, "all=mse"), seconds=0) for _ in range(2))
+    assert first == second
+
+
+def test_extremes_do_not_depend_on_the_batch_size(model, windows):
+    small, large = (run(model, windows, batch_size=size).scales() for size in (1, 6))
+    for tap, scale in small.items():
+        torch.testing.assert_close(scale, large[tap])
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"), [([1.0, 2.0], "2 scales"), (math.nan, "the scale nan"), (0.0, "the scale 0")]
+)
+def test_a_plug_in_that_gives_no_scale_is_named(model, windows, registry, scale, message):
+    @register_observer("odd")
+    class Odd(Observer):
+        def _update(self, x):
+            pass
+
+        def _merge(self, other):
+            pass
+
+        def _parameters(self):
+            return torch.tensor(scale), torch.tensor(0.0)
+
+    with pytest.raises(QuambaError, match=rf"observer 'odd' gave {message}.* tap layers\.0\.x"):
+        run(model, windows, "odd")
+
+
+def test_these_are_the_names():
+    assert observer_names() == NAMES
+
+
+# --- results that are kept ---
+
+
+def test_a_saved_result_is_read_back_as_it_was(model, windows, tmp_path):
+    result = run(model, windows, "all=mse", head=True, text=CalibrationText())
+    file = tmp_path / "new" / "calibration.json"
+    result.save(file)
+    assert CalibrationResult.load(file) == result
+    assert json.loads(file.read_text())["format_version"] == calibration.FORMAT_VERSION
+    assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]  # nothing temporary is left
+
+
+def damaged(fields: dict) -> dict:
+    """Name -> content of a file that is no calibration result."""
+    taps = fields["taps"]
+
+    def with_scale(scale):
+        return json.dumps(fields | {"taps": taps | {"layers.0.x": taps["layers.0.x"] | {"scale": scale}}}).encode()
+
+    return {
+        "empty": b"",
+        "truncated": json.dumps(fields).encode()[:-40],
+        "no text": b"\xff\xfe\x00",
+        "a list": b"[]",
+        "another object": b"{}",
+        "a field more": json.dumps(fields | {"best": 1}).encode(),
+        "a field less": json.dumps({name: value for name, value in fields.items() if name != "tokens"}).encode(),
+        "a tap less": json.dumps(fields | {"taps": {"layers.0.x": {}}}).encode(),
+        "scale NaN": with_scale(math.nan),
+        "scale negative": with_scale(-1.0),
+        "scale text": with_scale("1"),
+        "scale list": with_scale([1.0]),
+    }
+
+
+DAMAGES = list(damaged({"tokens": 1, "taps": {"layers.0.x": {}}}))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_result_is_refused(model, windows, tmp_path, damage):
+    file = tmp_path / "calibration.json"
+    run(model, windows).save(file)
+    file.write_bytes(damaged(json.loads(file.read_text()))[damage])
+    with pytest.raises(QuambaError, match=r"calibration\.json is not a calibration result"):
+        CalibrationResult.load(file)
+
+
+def test_a_result_of_another_version_is_refused(model, windows, tmp_path):
+    file = tmp_path / "calibration.json"
+    run(model, windows).save(file)
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(QuambaError, match="written by another version of quamba"):
+        CalibrationResult.load(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(QuambaError, match=r"nowhere\.json is not a calibration result"):
+        CalibrationResult.load(tmp_path / "nowhere.json")
+
+
+def test_a_place_that_cannot_be_written_is_named(model, windows, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuambaError, match="cannot write the calibration result"):
+        run(model, windows).save(tmp_path / "file" / "calibration.json")
+
+
+def test_a_result_fits_its_own_model_only(model, windows, tiny_mamba):
+    result, taps = run(model, windows, "mse"), set(tap_modules(model, head=False))
+    result.check_fits(model_fingerprint(model), taps)
+    with pytest.raises(QuambaError, match="belongs to another model"):
+        result.check_fits(model_fingerprint(tiny_mamba(seed=1)), taps)
+    with pytest.raises(QuambaError, match=r"no scale for head_in"):
+        result.check_fits(model_fingerprint(model), taps | {HEAD_TAP})
+
+
+def test_a_result_fits_its_own_observers_only(model, windows):
+    options = {"mse": {"percentile_alpha": 0.9}}
+    result, taps = run(model, windows, "mse", options=options), set(tap_modules(model, head=False))
+    fingerprint = model_fingerprint(model)
+    result.check_fits(fingerprint, taps, parse_observers("mse", head=False), options)
+    with pytest.raises(QuambaError, match="observer 'mse' at tap x, not 'percentile'"):
+        result.check_fits(fingerprint, taps, parse_observers("percentile", head=False), options)
+    with pytest.raises(QuambaError, match="observer options"):
+        result.check_fits(fingerprint, taps, parse_observers("mse", head=False), {})
+
+
+def test_the_fingerprint_is_that_of_the_values(tiny_mamba):
+    """Equal for equal weights, on transformers' mixers or ours and in any dtype that holds them; not for others."""
+    model, same, other = tiny_mamba(), tiny_mamba(), tiny_mamba()
+    install_float_mixers(same)
+    other.backbone.layers[1].mixer.D[0] += 1e-3
+    assert model_fingerprint(model) == model_fingerprint(same) != model_fingerprint(other)
+    half = model.to(torch.bfloat16)
+    assert model_fingerprint(half) == model_fingerprint(half.float())

@@ -1,0 +1,370 @@
+"""The command line from end to end: what it prints, writes and saves, and how it ends on a mistake."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+import quamba
+from quamba import observer_base
+from quamba.calibration import CalibrationResult
+from quamba.nn.mamba1 import TAPS
+
+ROOT = Path(main.__file__).parent
+VOCABULARY = 50
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_state():
+    """What runs change in their process is undone after the last one."""
+    level, random_state = logging.getLogger("quamba").level, torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield
+    logging.getLogger("quamba").setLevel(level)
+    torch.set_rng_state(random_state)
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path):
+    """Files go to the test's own folder, the hub is never asked, and plug-ins are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # a wide terminal
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
+    monkeypatch.setattr(observer_base, "_plugins", {})
+
+
+@pytest.fixture
+def tiny(tmp_path, tiny_mamba, tiny_tokenizer) -> list[str]:
+    """The options of a run on a tiny float model and a small text: `tiny`, `text.txt`."""
+    tiny_mamba(vocab_size=VOCABULARY).save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(300)))
+    return ["tiny", "--ppl_dataset", "text.txt"]
+
+
+QUANTIZE = ["--quantize", "--calib_dataset", "text.txt", "--calib_data_num", "8", "--calib_seqlen", "16"]
+
+
+def read_log(name: str, folder: str | Path = "logs") -> dict:
+    return json.loads((Path(folder) / f"{name}.json").read_text())
+
+
+# --- the demonstration ---
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One run of the command that the README opens with, on little data: (folder, exit status)."""
+    folder = tmp_path_factory.mktemp("demo")
+    out = ["--log_dir", str(folder / "logs"), "--pretrained_dir", str(folder / "models")]
+    return folder, main.main(["mamba-tiny", "--quantize", "--use_outlier_aware", "--testing", *out])
+
+
+def test_the_demonstration_measures_quantizes_and_logs(demo):
+    folder, status = demo
+    assert status == 0
+    log = read_log("mamba-tiny_w8a8", folder / "logs")
+    assert log["args"]["use_outlier_aware"] is True
+    assert log["args"]["model"] == log["model"] == "mamba-tiny"
+    assert log["scheme"] == "w8a8"
+    assert log["env"]["seed"] == 0
+    assert log["env"]["instruction_set"]
+    assert log["env"]["versions"]["torch"] == torch.__version__
+    assert all(len(digest) == 64 for digest in log["assets_sha256"].values())
+    for side in (log, log["float"]):
+        assert set(side["ppl"]) == {"stdlib"}
+        assert 5 < side["ppl"]["stdlib"] < 50
+        assert 0 <= side["lm_eval"]["stdlib_cloze"]["acc,none"] <= 1
+        assert set(side["size"]) == {"disk_bytes", "memory_bytes"}
+    assert log["ppl"]["stdlib"] / log["float"]["ppl"]["stdlib"] < 1.1
+    assert log["size"]["memory_bytes"] < log["float"]["size"]["memory_bytes"] / 2
+    assert log["ppl_tokens"] == {"stdlib": 8 * 511}
+    calibration = log["calibration"]
+    assert calibration["observer"] == dict.fromkeys(TAPS, "minmax") | {"x": "outlier_aware"}
+    assert calibration["tokens"] == 8 * 256
+    assert calibration["seconds"] > 0
+    assert calibration["text"]["dataset"] == "stdlib"
+    assert all({"scale", "max", "saturated_share", "sqnr_db"} <= set(tap) for tap in calibration["taps"].values())
+
+
+def test_the_saved_model_is_measured_as_before_it_was_saved(demo, tmp_path):
+    folder, _ = demo
+    before = read_log("mamba-tiny_w8a8", folder / "logs")
+    assert before["saved"] == str(folder / "models" / "mamba-tiny-w8a8")
+    assert main.main([before["saved"], "--testing"]) == 0
+    after = read_log("mamba-tiny_w8a8")  # the same name: it is that model
+    assert after["ppl"] == before["ppl"]
+    assert after["lm_eval"] == before["lm_eval"]
+    assert after["size"] == before["size"]
+    assert after["recipe"] == before["recipe"]
+    assert "calibration" not in after and "float" not in after
+
+
+def test_a_saved_model_is_found_by_name_in_pretrained_dir(demo):
+    folder, _ = demo
+    options = ["--pretrained_dir", str(folder / "models"), "--ppl_dataset", "stdlib", "--testing"]
+    assert main.main(["mamba-tiny-w8a8", *options]) == 0
+    assert read_log("mamba-tiny_w8a8")["ppl"] == read_log("mamba-tiny_w8a8", folder / "logs")["ppl"]
+
+
+# --- on a tiny model ---
+
+
+def test_without_quantize_the_float_model_is_measured(tiny, capsys):
+    assert main.main(tiny) == 0
+    log = read_log("tiny_fp")
+    assert set(log) == {"args", "env", "model", "scheme", "recipe", "ppl", "ppl_tokens", "lm_eval", "size"}
+    assert (log["model"], log["scheme"], log["recipe"]) == ("tiny", "fp", None)
+    assert list(log["ppl"]) == ["text.txt"]
+    assert log["ppl_tokens"] == {"text.txt": 300}  # behind the end-of-text token
+    assert log["lm_eval"] == {}
+    assert log["size"]["disk_bytes"] == (Path("tiny") / "model.safetensors").stat().st_size
+    out = capsys.readouterr().out
+    assert "perplexity, text.txt" in out
+    assert "log         logs/tiny_fp.json" in out
+
+
+def test_a_quantizing_run_logs_both_models(tiny, capsys):
+    assert main.main([*tiny, *QUANTIZE]) == 0
+    log = read_log("tiny_w8a8")
+    assert set(log["float"]) == {"ppl", "lm_eval", "size"}
+    assert log["ppl"]["text.txt"] == pytest.approx(log["float"]["ppl"]["text.txt"], rel=0.02)
+    assert log["ppl"] != log["float"]["ppl"]
+    assert log["saved"] is None
+    assert log["recipe"]["scheme"]["name"] == "w8a8"
+    out = capsys.readouterr().out
+    for part in [
+        "Calibrating: 8 sequences of 16 tokens of text.txt, seed 0",
+        "tiny  w8a8",
+        "change (95 % interval)",
+        "size on disk, MB",
+        "observers   minmax: in, conv_in, z, dt_rank, B, C, out; percentile: x",
+        "calibrated  on 128 tokens in ",
+        f"kernels     {log['env']['instruction_set']}: ",
+        "saved to    nowhere: give --pretrained_dir DIR",
+        "log         logs/tiny_w8a8.json",
+    ]:
+        assert part in out
+    assert not list(Path("logs").glob("*_fp.json"))
+
+
+def test_skip_float_measures_the_quantized_model_alone(tiny):
+    assert main.main([*tiny, *QUANTIZE, "--skip_float"]) == 0
+    assert "float" not in read_log("tiny_w8a8")
+
+
+def test_the_python_api_gives_the_same_figures(tiny):
+    assert main.main([*tiny, *QUANTIZE, "--observer", "mse", "--seed", "3"]) == 0
+    model, tokenizer = quamba.load("tiny")
+    text = quamba.CalibrationText("text.txt", 8, 16, seed=3)
+    quamba.quantize(model, tokenizer, observer="mse", calibration=text, progress=False)
+    measured = quamba.evaluate(model, tokenizer, ["text.txt"], progress=False)
+    assert measured["ppl"] == read_log("tiny_w8a8")["ppl"]
+
+
+def test_the_same_command_gives_the_same_figures_and_keeps_the_older_log(tiny):
+    for _ in range(2):
+        assert main.main([*tiny, *QUANTIZE]) == 0
+    logs = [json.loads(path.read_text()) for path in Path("logs").iterdir()]
+    assert len(logs) == 2
+    assert logs[0]["ppl"] == logs[1]["ppl"]
+    assert logs[0]["calibration"]["taps"] == logs[1]["calibration"]["taps"]
+    assert any(path.name.startswith("tiny_w8a8.2") for path in Path("logs").iterdir())
+
+
+def test_use_outlier_aware_is_an_observer(tiny):
+    taps = []
+    for option in (["--use_outlier_aware"], ["--observer", "outlier_aware"]):
+        assert main.main([*tiny, *QUANTIZE, *option]) == 0
+        taps.append(read_log("tiny_w8a8")["calibration"]["taps"])
+    assert taps[0] == taps[1]
+    assert taps[0]["layers.0.x"]["saturated_share"] > 0
+
+
+def test_percentile_alpha_reaches_the_observer(tiny):
+    scales = {}
+    for alpha in ("0.9", "0.999"):
+        assert main.main([*tiny, *QUANTIZE, "--percentile_alpha", alpha]) == 0
+        scales[alpha] = read_log("tiny_w8a8")["calibration"]["taps"]["layers.0.x"]["scale"]
+    assert scales["0.9"] < scales["0.999"]
+
+
+@pytest.mark.parametrize("options", [["--quantize_embedding", "--quantize_lm_head"], ["--rotate_residual"]], ids=str)
+def test_a_saved_model_gives_the_same_perplexity(tiny, options):
+    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models", *options]) == 0
+    before = read_log("tiny_w8a8")
+    assert before["saved"] == "models/tiny-w8a8"
+    assert main.main(["models/tiny-w8a8", *tiny[1:]]) == 0
+    after = read_log("tiny_w8a8")
+    assert after["ppl"] == before["ppl"]
+    assert after["size"] == before["size"]
+    for option in options:
+        assert after["recipe"][option.removeprefix("--")] is True
+
+
+def test_a_dtype_is_kept_in_the_saved_model(tiny):
+    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models", "--dtype", "bfloat16"]) == 0
+    before = read_log("tiny_w8a8")
+    assert main.main(["models/tiny-w8a8", *tiny[1:]]) == 0
+    assert read_log("tiny_w8a8")["ppl"] == before["ppl"]
+
+
+def test_a_plug_in_brings_an_observer(tiny):
+    plugin = str(ROOT / "examples" / "my_observer.py")
+    assert main.main([*tiny, *QUANTIZE, "--plugin", plugin, "--observer", "mine"]) == 0
+    assert read_log("tiny_w8a8")["calibration"]["observer"]["x"] == "mine"
+
+
+def test_a_calibration_is_written_and_then_reused(tiny, capsys):
+    command = [*tiny, *QUANTIZE, "--observer", "mse", "--calibration", "kept/tiny.json"]
+    assert main.main(command) == 0
+    first = read_log("tiny_w8a8")
+    written = CalibrationResult.load("kept/tiny.json")
+    assert first["calibration"] == json.loads(json.dumps(written.to_dict()))
+    capsys.readouterr()
+    for again in (command, [*tiny, "--quantize", "--calibration", "kept/tiny.json"]):
+        assert main.main(again) == 0
+        assert "Calibrating: reusing an earlier result on 128 tokens of text.txt" in capsys.readouterr().out
+        assert read_log("tiny_w8a8")["ppl"] == first["ppl"]
+        assert read_log("tiny_w8a8")["calibration"] == first["calibration"]
+    assert CalibrationResult.load("kept/tiny.json") == written
+
+
+def test_verbose_tells_what_is_going_on(tiny, caplog):
+    assert main.main([*tiny, *QUANTIZE, "--verbose"]) == 0
+    assert "calibrated on 128 tokens" in caplog.text
+    caplog.clear()
+    assert main.main([*tiny, *QUANTIZE]) == 0
+    assert "calibrated on" not in caplog.text
+
+
+def test_other_models_are_measured_too(tiny, tiny_tokenizer):
+    """Only quantizing needs a Mamba."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=48, num_attention_heads=2))
+    model.save_pretrained("llama")
+    tiny_tokenizer.save_pretrained("llama")
+    assert main.main(["llama", *tiny[1:]]) == 0
+    assert read_log("llama_fp")["ppl"]["text.txt"] > 1
+
+
+# --- mistakes: status 2 and one message ---
+
+
+def fails(capsys, options: list[str]) -> str:
+    """The one message of a run that ends with status 2: nothing else on stderr, no traceback, no log."""
+    assert main.main(options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("main.py: error: ")
+    assert "Traceback" not in err
+    assert not list(Path().glob("logs/*"))
+    return err.removeprefix("main.py: error: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quantize", "--observer", "best"], "unknown observer 'best': choose one of minmax, percentile, "),
+        (["--quantize", "--observer", "y=mse"], "unknown tap 'y'"),
+        (["--quantize", "--observer", "mse", "--use_outlier_aware"], "--use_outlier_aware means --observer outlier_"),
+        (["--quantize", "--w_bits", "3"], "--w_bits 3 --a_bits 8 is not supported"),
+        (["--quantize", "--calib_dataset", "best"], "--calib_dataset 'best' is neither a file or folder here nor"),
+        (["--quantize", "--plugin", "best.py"], "best.py' is not a Python file"),
+        (["--quantize", "--percentile_alpha", "2"], "percentile_alpha must be in (0, 1]"),
+        (["--quantize", "--calibration", "text.txt"], "text.txt is not a calibration result"),
+        ([*QUANTIZE, "--calib_seqlen", "9999", "--skip_float"], "fewer than one sequence of 9999"),
+        (["--quantize", "--pretrained_dir", "text.txt"], "text.txt"),
+        (["--observer", "mse"], "--observer does nothing without --quantize"),
+        (["--ppl_dataset", "best"], "--ppl_dataset 'best' is neither a file or folder here nor"),
+        (["--device", "cuda"], "cuda"),
+        (["--device", "best"], "device 'best' cannot be used here"),
+        (["--fewshot", "3"], "--fewshot 3 does nothing without --eval_few_shot"),
+        (["--task_list", "best"], "unknown lm-eval task 'best'"),
+        (["--task_list", "stdlib_cloze", "--include_path", "best"], "folder of lm-eval tasks 'best' does not exist"),
+        (["--log_dir", "text.txt"], "cannot write to text.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(tiny, capsys, options, message):
+    told = fails(capsys, ["tiny", *options] if "--task_list" in options else [*tiny, *options])
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def test_an_unknown_model_lists_what_was_tried(capsys):
+    told = fails(capsys, ["best"])
+    assert told.startswith("model 'best' was not found. Tried:\n  no folder best\n")
+    assert "Embedded in this package, no download needed: mamba-tiny." in told
+
+
+def test_a_quantized_model_is_not_quantized_again(tiny, capsys):
+    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 0
+    capsys.readouterr()
+    assert main.main(["models/tiny-w8a8", *tiny[1:], *QUANTIZE]) == 2
+    out, err = capsys.readouterr()
+    assert err == "main.py: error: models/tiny-w8a8 is quantized already: give the float model it was made from\n"
+    assert out == ""  # before anything was measured
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--observer", "mse"], "observer 'percentile' at tap x, not 'mse'"),
+        (["--percentile_alpha", "0.9"], "observer options"),
+        (["--calib_seqlen", "8"], "--calib_seqlen 8 does not fit --calibration tiny.json, which was made with 16"),
+        (["--rotate_residual"], "belongs to another model, or to other transforms of it"),
+        (["--quantize_lm_head"], "no scale for head_in"),
+    ],
+    ids=str,
+)
+def test_an_earlier_calibration_is_not_taken_for_what_it_is_not(tiny, capsys, options, message):
+    assert main.main([*tiny, *QUANTIZE, "--calibration", "tiny.json", "--skip_float"]) == 0
+    capsys.readouterr()
+    assert main.main([*tiny, *QUANTIZE, "--calibration", "tiny.json", "--skip_float", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_kept(tiny, capsys):
+    notes = Path("models") / "tiny-w8a8" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    assert "holds something else than a quantized model" in fails(
+        capsys, [*tiny, *QUANTIZE, "--pretrained_dir", "models"]
+    )
+    assert notes.read_text() == "mine"
+
+
+def test_verbose_shows_where_a_mistake_was_found(capsys):
+    assert main.main(["best", "--verbose"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.rstrip().endswith("Embedded in this package, no download needed: mamba-tiny.")
+
+
+def test_an_interrupted_run_ends_with_status_130_and_leaves_nothing(tiny, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quamba.checkpoint.quantized.fsync_tree", interrupt)  # while it saves
+    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 130
+    assert capsys.readouterr().err.endswith("main.py: interrupted\n")
+    assert list(Path("models").iterdir()) == list(Path("logs").iterdir()) == []
+
+
+def test_the_process_ends_with_that_status():
+    command = [sys.executable, str(ROOT / "main.py"), "mamba-tiny", "--quantize", "--observer", "best"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith("main.py: error: unknown observer 'best'")

@@ -1,0 +1,321 @@
+"""Quantizing a model from end to end: how near it stays, what it is made of, and what is refused."""
+
+import copy
+import itertools
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaForCausalLM,
+)
+
+import quamba
+from quamba import CalibrationText, QuambaError
+from quamba.checkpoint import recipe_of
+from quamba.data import evaluation_windows, load_text
+from quamba.nn.embedding import QuantEmbedding, QuantHead
+from quamba.nn.mamba1 import TAPS, QuantMamba1Mixer
+from quamba.profile import tensor_bytes
+
+OPTIONS = ("quantize_embedding", "quantize_lm_head", "rotate_residual")
+ALL_OPTIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product([False, True], repeat=3)]
+
+
+def given(options: dict) -> str:
+    """The test's name of a set of options."""
+    return "+".join(name for name, value in options.items() if value) or "none"
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """Token ids [8, 16] to calibrate on."""
+    return torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def quantize(windows):
+    """Quantizes a model on `windows`; no tokenizer is needed for token ids."""
+    return lambda model, calibration=windows, **options: quamba.quantize(
+        model, None, calibration=calibration, progress=False, **options
+    )
+
+
+@torch.inference_mode()
+def logits(model, tokens) -> torch.Tensor:
+    return model(tokens).logits.float()
+
+
+def relative_error(actual, expected) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+# --- how near it stays ---
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
+def test_logits_stay_near(tiny_mamba, quantize, tokens, options, tied):
+    model = tiny_mamba(tie_word_embeddings=tied)
+    expected = logits(model, tokens)
+    assert 0 < relative_error(logits(quantize(model, **options), tokens), expected) < 0.03
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"use_bias": True},
+        {"use_conv_bias": False},
+        {"conv_kernel": 3},
+        {"state_size": 16},
+        {"hidden_size": 24},  # d_inner 48 = 12 * 4: a Paley matrix
+        {"hidden_size": 10, "expand": 4},  # d_inner 40 = 20 * 2
+        {"num_hidden_layers": 1},
+    ],
+    ids=str,
+)
+def test_every_shape_of_the_block_is_served(tiny_mamba, quantize, tokens, sizes):
+    model = tiny_mamba(**sizes)
+    expected = logits(model, tokens)
+    assert 0 < relative_error(logits(quantize(model), tokens), expected) < 0.03
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "all=mse", "x=mse,out=percentile", {"z": "mse"}])
+def test_every_observer_serves(tiny_mamba, quantize, tokens, observer):
+    model = tiny_mamba()
+    expected = logits(model, tokens)
+    assert relative_error(logits(quantize(model, observer=observer), tokens), expected) < 0.03
+
+
+@pytest.mark.parametrize("observer", ["outlier_aware", "outlier_aware_adaptive"])
+def test_an_observer_that_saturates_outliers_stays_nearby(tiny_mamba, quantize, tokens, observer):
+    model = tiny_mamba()
+    expected = logits(model, tokens)
+    assert relative_error(logits(quantize(model, observer=observer), tokens), expected) < 0.2
+
+
+def test_mamba_tiny_predicts_as_it_did():
+    model, tokenizer = quamba.load("mamba-tiny")
+    tokens = torch.stack(evaluation_windows(load_text("stdlib", "test"), tokenizer, 256)[:4])
+
+    def log_probabilities():
+        return F.log_softmax(logits(model, tokens)[:, :-1], dim=-1)
+
+    def perplexity(log_p):
+        return float(F.nll_loss(log_p.flatten(0, 1), tokens[:, 1:].flatten()).exp())
+
+    before = log_probabilities()
+    text = CalibrationText("stdlib", data_num=16, seqlen=128, batch_size=16)
+    quamba.quantize(model, tokenizer, calibration=text, progress=False)
+    after = log_probabilities()
+    assert F.kl_div(after, before, log_target=True, reduction="sum") / tokens[:, 1:].numel() < 0.02  # nats a token
+    assert 0.99 < perplexity(after) / perplexity(before) < 1.02
+    assert model.quamba_calibration.text == asdict(text)
+    assert model.quamba_calibration.tokens == 16 * 128
+    assert all(tap.sqnr_db > 20 for tap in model.quamba_calibration.taps.values())
+
+
+# --- what it is made of ---
+
+
+def test_the_model_itself_is_changed_and_returned(tiny_mamba, quantize):
+    model = tiny_mamba()
+    assert quantize(model) is model
+    assert type(model) is MambaForCausalLM
+    assert all(type(layer.mixer) is QuantMamba1Mixer for layer in model.backbone.layers)
+    assert {name for name, _ in model.named_parameters()} == {"backbone.embeddings.weight", "backbone.norm_f.weight"}
+    weights = {name: buffer.dtype for name, buffer in model.named_buffers() if name.endswith(".weight")}
+    matrices = {name: dtype for name, dtype in weights.items() if "mixer" in name}
+    assert len(matrices) == 2 * 5
+    assert set(matrices.values()) == {torch.int8}
+    assert recipe_of(model).scheme.name == "w8a8"
+
+
+def test_the_default_observer_is_percentile_at_x_and_minmax_elsewhere(tiny_mamba, quantize, windows):
+    result = quantize(tiny_mamba()).quamba_calibration
+    assert result.observer == dict.fromkeys(TAPS, "minmax") | {"x": "percentile"}
+    assert result.tokens == windows.numel()
+    assert result.text is None
+
+
+def test_a_quantized_head_has_a_tap(tiny_mamba, quantize):
+    model = quantize(tiny_mamba(), quantize_lm_head=True, observer="head_in=mse")
+    assert model.quamba_calibration.observer["head_in"] == "mse"
+    assert float(model.lm_head.head_in_scale) == model.quamba_calibration.taps["head_in"].scale
+
+
+@pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
+def test_a_tied_table_is_stored_once(tiny_mamba, quantize, options):
+    """Embedding and head share a table, float or int8, unless only one is quantized or a rotation tells them apart."""
+    model = quantize(tiny_mamba(), **options)
+    embedding, head = model.backbone.embeddings, model.lm_head
+    assert isinstance(embedding, QuantEmbedding) == options["quantize_embedding"]
+    assert isinstance(head, QuantHead) == options["quantize_lm_head"]
+    both = options["quantize_embedding"] == options["quantize_lm_head"]
+    shared = both and not options["rotate_residual"]
+    if options["quantize_lm_head"]:
+        assert (head.tied_to is embedding) == shared == recipe_of(model).tied_head
+    else:
+        assert (head.weight is embedding.weight) == shared == model.config.tie_word_embeddings
+    whole = quantize(tiny_mamba(), **options | {"rotate_residual": True})  # two tables
+    saved = tensor_bytes(whole) - tensor_bytes(model)
+    int8_table, float_table = 96 * 32 + 96 * 4, 96 * 32 * 4
+    assert saved == shared * (int8_table if options["quantize_embedding"] else float_table)
+
+
+def test_an_untied_head_keeps_its_own_table(tiny_mamba, quantize):
+    model = quantize(tiny_mamba(tie_word_embeddings=False), quantize_embedding=True, quantize_lm_head=True)
+    assert model.lm_head.tied_to is None
+    assert not recipe_of(model).tied_head
+    assert model.lm_head.linear.weight.dtype == model.backbone.embeddings.weight.dtype == torch.int8
+
+
+def test_a_bfloat16_model_keeps_its_scales_and_states_in_float32(tiny_mamba, quantize, tokens):
+    model = tiny_mamba().to(torch.bfloat16)
+    expected = logits(model, tokens)
+    quantize(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.int8, torch.float32}
+    assert relative_error(logits(model, tokens), expected) < 0.03
+
+
+def test_a_cast_leaves_scales_as_they_are(tiny_mamba, quantize):
+    model = quantize(tiny_mamba(), quantize_embedding=True, quantize_lm_head=True)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(torch.bfloat16).half()
+    after = dict(model.named_buffers())
+    assert before.keys() == after.keys()
+    for name, buffer in before.items():
+        assert buffer.dtype == after[name].dtype and torch.equal(buffer, after[name]), name
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}  # norm_f
+
+
+def test_a_copy_works_by_itself(tiny_mamba, quantize, tokens):
+    model = quantize(tiny_mamba(), quantize_embedding=True, quantize_lm_head=True)
+    twin = copy.deepcopy(model)
+    assert twin.lm_head.tied_to is twin.backbone.embeddings is not model.backbone.embeddings
+    assert torch.equal(logits(twin, tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("options", [{}, dict.fromkeys(OPTIONS, True)], ids=given)
+def test_transformers_saves_it(tiny_mamba, quantize, tokens, tmp_path, options):
+    model = quantize(tiny_mamba(), **options)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits(model, tokens))
+
+
+# --- what it is calibrated on ---
+
+
+def test_text_is_read_with_the_models_tokenizer(tiny_mamba, tiny_tokenizer, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{1 + number * number % 49}" for number in range(400)))
+    text = CalibrationText(str(file), data_num=6, seqlen=10, seed=2)
+    from_text = quamba.quantize(tiny_mamba(), tiny_tokenizer, calibration=text, progress=False)
+    windows = text.windows(tiny_tokenizer)
+    from_ids = quamba.quantize(tiny_mamba(), None, calibration=windows, progress=False)
+    results = [replace(model.quamba_calibration, seconds=0, text=None) for model in (from_text, from_ids)]
+    assert results[0] == results[1]
+    assert from_text.quamba_calibration.text == asdict(text)
+
+
+@pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
+def test_an_earlier_result_gives_the_same_model(tiny_mamba, quantize, tokens, options):
+    model = quantize(tiny_mamba(), observer="mse", **options)
+    result = model.quamba_calibration
+    again = quantize(tiny_mamba(), calibration=result, **options)
+    assert again.quamba_calibration is result
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+
+
+def test_an_earlier_result_is_refused_where_it_does_not_fit(tiny_mamba, quantize):
+    result = quantize(tiny_mamba(), observer="mse").quamba_calibration
+    for model, options, message in [
+        (tiny_mamba(seed=1), {}, "belongs to another model"),
+        (tiny_mamba(), {"rotate_residual": True}, "or to other transforms of it"),
+        (tiny_mamba(), {"quantize_lm_head": True}, "no scale for head_in"),
+        (tiny_mamba(), {"observer": "percentile"}, "observer 'mse' at tap x, not 'percentile'"),
+        (tiny_mamba(), {"observer": "mse", "observer_options": {"mse": {"clip_ratio": 0.9}}}, "observer options"),
+    ]:
+        with pytest.raises(QuambaError, match=message):
+            quantize(model, calibration=result, **options)
+    quantize(tiny_mamba(), calibration=result, observer="mse")
+
+
+def test_without_the_head_a_result_with_its_tap_serves_too(tiny_mamba, quantize):
+    result = quantize(tiny_mamba(), quantize_lm_head=True).quamba_calibration
+    quantize(tiny_mamba(), calibration=result, observer="percentile")
+
+
+# --- what is refused ---
+
+SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Mamba2ForCausalLM(Mamba2Config(**SIZES, state_size=4, num_heads=4, head_dim=16, n_groups=1)),
+        lambda: FalconMambaForCausalLM(FalconMambaConfig(**SIZES, state_size=4, time_step_rank=3)),
+        lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48, num_attention_heads=2)),
+    ],
+    ids=["Mamba2ForCausalLM", "FalconMambaForCausalLM", "LlamaForCausalLM"],
+)
+def test_other_architectures_are_refused_by_name(quantize, build, request):
+    with pytest.raises(QuambaError, match=rf"^{request.node.callspec.id} cannot be quantized by this version"):
+        quantize(build())
+
+
+def state(model) -> dict:
+    return {name: (tensor.dtype, tensor.clone()) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        ({"hidden_size": 33}, {}, "no Hadamard rotation of size 66"),
+        ({"hidden_size": 10, "expand": 4}, {"rotate_residual": True}, "no Hadamard rotation of size 10"),
+        ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu' has no kernels"),
+        ({}, {"scheme": "w3a3"}, "unknown scheme 'w3a3': choose one of w8a8"),
+        ({}, {"observer": "best"}, "unknown observer 'best'"),
+        ({}, {"observer": "head_in=mse"}, "tap head_in has an observer only where the head is quantized"),
+        ({}, {"observer_options": {"mse": {}}}, "options for observer 'mse', which no tap uses"),
+        ({}, {"observer_options": {"percentile": {"percentile_alpha": 7}}}, "percentile_alpha must be in"),
+        ({}, {"calibration": torch.zeros(1, 2)}, r"takes token ids, int64 \[count, seqlen\], got torch.float32"),
+        ({}, {"calibration": torch.tensor([[96]])}, "token id 96, the model's vocabulary has 96"),
+        ({}, {"calibration": "stdlib"}, "must be a CalibrationText, .* not 'stdlib'"),
+        ({}, {"calibration": CalibrationText("no/such/file")}, "unknown text 'no/such/file'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_before_the_model_is_changed(tiny_mamba, quantize, sizes, options, message):
+    model = tiny_mamba(**sizes).to(torch.bfloat16)
+    before = state(model)
+    with pytest.raises(QuambaError, match=message):
+        quantize(model, **options)
+    after = state(model)
+    assert before.keys() == after.keys()
+    assert all(
+        dtype == after[name][0] and torch.equal(value, after[name][1]) for name, (dtype, value) in before.items()
+    )
+
+
+def test_a_second_time_is_refused(tiny_mamba, quantize):
+    with pytest.raises(QuambaError, match="is quantized already"):
+        quantize(quantize(tiny_mamba()))
+
+
+def test_a_broken_model_is_told_by_the_first_tap_that_shows_it(tiny_mamba, quantize):
+    model = tiny_mamba()
+    model.backbone.embeddings.weight[:] = torch.inf
+    with pytest.raises(QuambaError, match=r"tap layers\.0\.in: .* NaN or infinity"):
+        quantize(model)
