@@ -288,6 +288,7 @@ def fails(capsys, options: list[str]) -> str:
         (["--ppl_dataset", "best"], "--ppl_dataset 'best' is neither a file or folder here nor"),
         (["--device", "cuda"], "cuda"),
         (["--device", "best"], "device 'best' cannot be used here"),
+        (["--device", "meta"], "device 'meta' holds no values"),
         (["--fewshot", "3"], "--fewshot 3 does nothing without --eval_few_shot"),
         (["--task_list", "best"], "unknown lm-eval task 'best'"),
         (["--task_list", "stdlib_cloze", "--include_path", "best"], "folder of lm-eval tasks 'best' does not exist"),

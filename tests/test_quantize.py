@@ -187,6 +187,13 @@ def test_a_bfloat16_model_keeps_its_scales_and_states_in_float32(tiny_mamba, qua
     assert relative_error(logits(model, tokens), expected) < 0.03
 
 
+def test_a_bfloat16_models_weights_are_rotated_and_rounded_in_float32(tiny_mamba, quantize):
+    narrow = tiny_mamba().to(torch.bfloat16)
+    wide = dict(quantize(copy.deepcopy(narrow).float()).named_buffers())
+    for name, buffer in quantize(narrow).named_buffers():
+        assert torch.equal(buffer, wide[name]), name
+
+
 def test_a_cast_leaves_scales_as_they_are(tiny_mamba, quantize):
     model = quantize(tiny_mamba(), quantize_embedding=True, quantize_lm_head=True)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

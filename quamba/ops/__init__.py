@@ -46,6 +46,8 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QuambaError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise QuambaError("device 'meta' holds no values: use --device cpu")
     missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
     if missing and not REFERENCE_ONLY:
         raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): use --device cpu")
