@@ -11,7 +11,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import quamba
@@ -55,6 +54,7 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
             num_fewshot=examples,
             limit=limit,
             include_path=args.include_path,
+            seed=args.seed,
             batch_size=size,
         )
         result.add(run, suffix=f"@{examples}" if examples else "")
@@ -92,6 +92,16 @@ def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
     return Path(args.pretrained_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}"
 
 
+def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Raises QuambaError where an evaluation would fail for a name that does not exist: now, not after hours."""
+    _, task_runs = utils.evaluation_plan(args, checkpoint)
+    if task_runs:
+        from quamba.evaluate.lm_eval import check_tasks  # seconds to import, and only tasks need it
+
+        for tasks, _ in task_runs:
+            check_tasks(tasks, args.include_path)
+
+
 def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
     """Raises QuambaError where what the run makes could not be written: now, not after the work."""
     require_writable(Path(args.log_dir))
@@ -110,9 +120,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.scheme_name(args)
         utils.observer_options(args)
-    torch.manual_seed(args.seed)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
-    utils.evaluation_plan(args, checkpoint)
+    check_evaluation(args, checkpoint)
     if args.quantize:
         if checkpoint.quantization_method is not None:
             raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--pretrained_dir", metavar="DIR", help="where models are looked up, and saved when quantized")
     run.add_argument("--log_dir", metavar="DIR", default="logs", help="where the JSON log goes (default: logs)")
     run.add_argument("--batch_size", type=positive_int, metavar="N", help="sequences at a time (default: 8, tiny: 16)")
-    run.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the calibration sample (default: 0)")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of calibration and lm-eval (default: 0)")
     run.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
     run.add_argument("--dtype", choices=DTYPES, help="of what stays float (default: float32, or as it was saved)")
     run.add_argument("--testing", action="store_true", help="a quick pass over little data, to see that a run works")

@@ -1,7 +1,7 @@
 """Perplexity and task accuracy of every observer on an embedded checkpoint, with paired 95 % intervals against float.
 
-    python benchmarks/observers.py                      the README's table
-    python benchmarks/observers.py --variants           outlier-aware variants: normal ratio, taps, MSE on every tap
+python benchmarks/observers.py                      the README's table
+python benchmarks/observers.py --variants           outlier-aware variants: normal ratio, taps, MSE on every tap
 """
 
 import argparse
@@ -13,16 +13,15 @@ import quamba
 from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
 
+TAPS = ("out", "conv_in", "z")
 # label -> (observer of each tap, constructor arguments by observer)
-OBSERVERS = {
-    name: (name, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")
-}
+OBSERVERS = {name: (name, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")}
 VARIANTS = {
     **{
         f"outlier_aware, normal ratio {ratio}": ("outlier_aware", {"outlier_aware": {"normal_ratio": ratio}})
         for ratio in (0.999, 0.9999, 0.99999)
     },
-    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}) for tap in ("out", "conv_in", "z")},
+    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}) for tap in TAPS},
     "outlier_aware 0.9999 on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}),
     "percentile on every tap": ("all=percentile", {}),
     "mse on every tap": ("all=mse", {}),

@@ -83,6 +83,7 @@ class CalibrationResult:
     fingerprint: str  # of the model that was calibrated
     observer: dict[str, str]  # tap -> observer
     observer_options: dict
+    n_bits: int  # of the integers that the scales are for
     text: dict | None  # the CalibrationText, None where token ids were given
     tokens: int
     windows_sha256: str  # of the token ids that were run
@@ -128,6 +129,7 @@ class CalibrationResult:
         self,
         fingerprint: str,
         needed: set[str],
+        n_bits: int,
         observers: Mapping[str, str] | None = None,
         options: Mapping[str, Mapping] | None = None,
     ) -> None:
@@ -137,6 +139,8 @@ class CalibrationResult:
         """
         if self.fingerprint != fingerprint:
             raise QuambaError("the calibration belongs to another model, or to other transforms of it: calibrate again")
+        if self.n_bits != n_bits:
+            raise QuambaError(f"the calibration is for {self.n_bits} bits, the scheme has {n_bits}: calibrate again")
         if missing := sorted(needed - set(self.taps)):
             raise QuambaError(f"the calibration has no scale for {', '.join(missing[:3])}: calibrate again")
         for tap, name in (observers or {}).items():
@@ -329,4 +333,4 @@ def calibrate(
     used = {tap: name for tap, name in observers.items() if head or tap != HEAD_TAP}
     digest = hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()
     described = asdict(text) if text else None
-    return CalibrationResult(fingerprint, used, options, described, windows.numel(), digest, seconds, taps)
+    return CalibrationResult(fingerprint, used, options, n_bits, described, windows.numel(), digest, seconds, taps)

@@ -20,5 +20,5 @@ def tensor_bytes(model: nn.Module) -> int:
 
 def checkpoint_bytes(directory: Path) -> int:
     """Bytes of the weight files in a checkpoint's folder."""
-    files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+    files = [*directory.glob("*.safetensors")] or [*directory.glob("*.bin")]  # some folders hold both
     return sum(file.stat().st_size for file in files)

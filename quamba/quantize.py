@@ -62,7 +62,9 @@ def quantize(
     result = calibration if isinstance(calibration, CalibrationResult) else None
     if result:
         asked_for = (observers, options) if observer or options else (None, None)
-        result.check_fits(fingerprint, set(convert.tap_modules(model, quantize_lm_head)), *asked_for)
+        result.check_fits(
+            fingerprint, set(convert.tap_modules(model, quantize_lm_head)), recipe.scheme.act.bits, *asked_for
+        )
     else:
         windows, text = _read_windows(calibration, model, tokenizer)
     dtype = model.dtype

@@ -390,22 +390,24 @@ def test_a_place_that_cannot_be_written_is_named(model, windows, tmp_path):
 
 def test_a_result_fits_its_own_model_only(model, windows, tiny_mamba):
     result, taps = run(model, windows, "mse"), set(tap_modules(model, head=False))
-    result.check_fits(model_fingerprint(model), taps)
+    result.check_fits(model_fingerprint(model), taps, 8)
     with pytest.raises(QuambaError, match="belongs to another model"):
-        result.check_fits(model_fingerprint(tiny_mamba(seed=1)), taps)
+        result.check_fits(model_fingerprint(tiny_mamba(seed=1)), taps, 8)
     with pytest.raises(QuambaError, match=r"no scale for head_in"):
-        result.check_fits(model_fingerprint(model), taps | {HEAD_TAP})
+        result.check_fits(model_fingerprint(model), taps | {HEAD_TAP}, 8)
+    with pytest.raises(QuambaError, match="for 8 bits, the scheme has 4"):
+        result.check_fits(model_fingerprint(model), taps, 4)
 
 
 def test_a_result_fits_its_own_observers_only(model, windows):
     options = {"mse": {"percentile_alpha": 0.9}}
     result, taps = run(model, windows, "mse", options=options), set(tap_modules(model, head=False))
     fingerprint = model_fingerprint(model)
-    result.check_fits(fingerprint, taps, parse_observers("mse", head=False), options)
+    result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False), options)
     with pytest.raises(QuambaError, match="observer 'mse' at tap x, not 'percentile'"):
-        result.check_fits(fingerprint, taps, parse_observers("percentile", head=False), options)
+        result.check_fits(fingerprint, taps, 8, parse_observers("percentile", head=False), options)
     with pytest.raises(QuambaError, match="observer options"):
-        result.check_fits(fingerprint, taps, parse_observers("mse", head=False), {})
+        result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False), {})
 
 
 def test_the_fingerprint_is_that_of_the_values(tiny_mamba):

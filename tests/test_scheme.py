@@ -15,7 +15,7 @@ def test_w8a8_is_int8_per_channel_weights_and_int8_per_tensor_activations():
 
 
 def test_an_unknown_scheme_names_the_known_ones():
-    with pytest.raises(QuambaError, match="w3a3.*w8a8"):
+    with pytest.raises(QuambaError, match=r"w3a3.*w8a8"):
         get_scheme("w3a3")
 
 

@@ -141,7 +141,7 @@ def result(tmp_path) -> Path:
     """A saved calibration result on 4 sequences of 8 tokens of the embedded text."""
     text = {"dataset": "stdlib", "data_num": 4, "seqlen": 8, "seed": 0, "batch_size": 16}
     taps = {"layers.0.x": TapResult("mse", 0.5, 1.0, 0.0, None)}
-    CalibrationResult("0", {"x": "mse"}, {}, text, 32, "0" * 64, 1.0, taps).save(tmp_path / "result.json")
+    CalibrationResult("0", {"x": "mse"}, {}, 8, text, 32, "0" * 64, 1.0, taps).save(tmp_path / "result.json")
     return tmp_path / "result.json"
 
 

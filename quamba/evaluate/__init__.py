@@ -54,13 +54,14 @@ def evaluate(
     num_fewshot: int | None = 0,
     limit: int | None = None,
     include_path: str | Path | None = None,
+    seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
 ) -> EvaluationResult:
     """The perplexity of a model on texts (names or files as in `data.load_text`, test splits) and its lm-eval metrics.
 
     `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others;
-    `max_windows`: only the first windows; `num_fewshot`, `limit`, `include_path`: as in `lm_eval.run_tasks`.
+    `max_windows`: only the first windows; `num_fewshot`, `limit`, `include_path`, `seed`: as in `lm_eval.run_tasks`.
     Raises QuambaError for unknown texts and tasks and for what cannot be reached.
     """
     result = EvaluationResult()
@@ -73,7 +74,7 @@ def evaluate(
         from .lm_eval import run_tasks  # seconds to import
 
         result["lm_eval"], result.task_items = run_tasks(
-            model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path
+            model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path, seed
         )
     return result
 

@@ -65,17 +65,17 @@ def run_tasks(
     batch_size: int = 16,
     limit: int | None = None,
     include_path: str | Path | None = None,
+    seed: int = 0,
 ) -> TaskResults:
     """Runs lm-eval's `simple_evaluate` on tasks of any kind (log-likelihood, multiple choice, generation).
 
     `tasks`: `stdlib_cloze` (embedded), names, groups and tags that lm-eval knows, tasks of the folder `include_path`,
-    or paths of task YAML files. `num_fewshot`: None leaves each task its own default; `limit`: only the first items.
+    or paths of task YAML files. `num_fewshot`: None leaves each task its own default; `limit`: only the first items;
+    `seed`: of lm-eval's choice of few-shot examples and of torch, for tasks that sample.
     Raises QuambaError for unknown tasks, and when a task's data set is not local and the hub cannot be reached.
     """
     names = list(dict.fromkeys(tasks))
-    if not names:
-        raise QuambaError("no lm-eval task is named")
-    manager = _task_manager_for(names, include_path)
+    manager = check_tasks(names, include_path)
     with _quiet(), contextlib.redirect_stdout(sys.stderr):  # lm-eval prints notes; stdout belongs to the caller
         results = simple_evaluate(
             model=QuambaLM(model, tokenizer=tokenizer, batch_size=batch_size),
@@ -85,6 +85,10 @@ def run_tasks(
             task_manager=manager,
             bootstrap_iters=STDERR_RESAMPLES,
             log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
         )
     items = {task: _item_values(samples) for task, samples in results["samples"].items()}
     return TaskResults({task: _plain(metrics) for task, metrics in results["results"].items()}, items)
@@ -110,8 +114,13 @@ def _task_manager(include_path: str | None, include_defaults: bool) -> TaskManag
     return _Tasks(include_path=folders, include_defaults=include_defaults)
 
 
-def _task_manager_for(names: list[str], include_path: str | Path | None) -> TaskManager:
-    """A manager that knows all the names. lm-eval's own tasks take seconds to index: only when they are needed."""
+def check_tasks(names: Sequence[str], include_path: str | Path | None = None) -> TaskManager:
+    """lm-eval's manager of all the tasks named. Raises QuambaError where one is unknown, without loading its data.
+
+    lm-eval's own tasks take seconds to index: that is done only where a name asks for it.
+    """
+    if not names:
+        raise QuambaError("no lm-eval task is named")
     if include_path is not None and not Path(include_path).is_dir():
         raise QuambaError(f"the folder of lm-eval tasks {str(include_path)!r} does not exist")
     include_path = None if include_path is None else str(Path(include_path).resolve())

@@ -68,7 +68,7 @@ class Mamba1Mixer(nn.Module):
 
 
 class QuantMamba1Mixer(QuantModule):
-    """RMSNorm + quantize -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> scan, gate -> Hadamard + quantize -> out_proj.
+    """Norm + quantize -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> scan, gate -> Hadamard + quantize -> out_proj.
 
     int8 weights (per output channel) and int8 activations with the static scale `{tap}_scale` of each tap; dt, A, D,
     the SSM state and the biases are float32. The norm's weight is fused into in_proj, out_proj's weight is rotated.

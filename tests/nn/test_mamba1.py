@@ -1,4 +1,4 @@
-"""The mixers: the float one equals transformers', the quantized one is the same in one piece, in chunks and in steps."""
+"""The mixers: the float one equals transformers', the quantized one is the same in one piece, chunks and steps."""
 
 import pytest
 import torch
