@@ -27,14 +27,17 @@ build: $(VENV)/built
 $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
-	touch $@
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned requirements into $(VENV)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
 
 $(VENV)/built: $(VENV)/installed setup.py $(wildcard csrc/*/*)
 	@c++ --version > /dev/null 2>&1 || { echo "a C++ compiler is needed: GCC 11 or newer"; exit 1; }
-	MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace
-	touch $@
+	@echo "building quamba._C (a minute or two; the compiler's output is in $(VENV)/build.log)"
+	@MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || \
+		{ tail -n 40 $(VENV)/build.log; echo "the build failed"; exit 1; }
+	@touch $@
 
 clean:
 	rm -rf build quamba/*.so $(VENV)/built

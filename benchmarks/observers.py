@@ -4,6 +4,10 @@ python benchmarks/observers.py                      the README's table
 python benchmarks/observers.py --variants           outlier-aware variants: normal ratio, taps, MSE on every tap
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in main.py
+
 import argparse
 import sys
 from pathlib import Path
@@ -13,18 +17,24 @@ import quamba
 from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
 
+INT8_TABLES = {"quantize_embedding": True, "quantize_lm_head": True}
 TAPS = ("out", "conv_in", "z")
-# label -> (observer of each tap, constructor arguments by observer)
-OBSERVERS = {name: (name, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")}
+# label -> (observer of each tap, constructor arguments by observer, further arguments of quamba.quantize)
+OBSERVERS = {
+    name: (name, {}, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")
+}
 VARIANTS = {
     **{
-        f"outlier_aware, normal ratio {ratio}": ("outlier_aware", {"outlier_aware": {"normal_ratio": ratio}})
+        f"outlier_aware, normal ratio {ratio}": ("outlier_aware", {"outlier_aware": {"normal_ratio": ratio}}, {})
         for ratio in (0.999, 0.9999, 0.99999)
     },
-    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}) for tap in TAPS},
-    "outlier_aware 0.9999 on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}),
-    "percentile on every tap": ("all=percentile", {}),
-    "mse on every tap": ("all=mse", {}),
+    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}, {}) for tap in TAPS},
+    "outlier_aware 0.9999 on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}, {}),
+    "percentile on every tap": ("all=percentile", {}, {}),
+    "mse on every tap": ("all=mse", {}, {}),
+    "mse on every tap, int8 embedding and head": ("all=mse", {}, INT8_TABLES),
+    "mse on every tap, rotated residual": ("all=mse", {}, {"rotate_residual": True}),
+    "percentile, rotated residual": ("percentile", {}, {"rotate_residual": True}),
 }
 ACCURACY = "acc,none"
 
@@ -47,9 +57,9 @@ def main() -> None:
     windows = args.windows or defaults.ppl_windows
     base = measure(*quamba.load(args.model), defaults, windows)
     rows = [("float", base, None)]
-    for label, (observer, options) in (VARIANTS if args.variants else OBSERVERS).items():
+    for label, (observer, options, arguments) in (VARIANTS if args.variants else OBSERVERS).items():
         model, tokenizer = quamba.load(args.model)
-        quamba.quantize(model, tokenizer, observer=observer, observer_options=options)
+        quamba.quantize(model, tokenizer, observer=observer, observer_options=options, **arguments)
         result = measure(model, tokenizer, defaults, windows)
         rows.append((label, result, compare(base, result)))
     task = defaults.tasks[0]
