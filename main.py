@@ -15,12 +15,12 @@ from rich.console import Console
 
 import quamba
 import utils
-from quamba.calibration import CalibrationResult
+from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import Checkpoint, check_replaceable, load_checkpoint, recipe_of, resolve_checkpoint
-from quamba.convert import check_architecture
+from quamba.convert import check_architecture, check_model_type
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
-from quamba.evaluate.log import environment, write_log
+from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
@@ -125,6 +125,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.quantize:
         if checkpoint.quantization_method is not None:
             raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
+        if "model_type" in checkpoint.config:  # the original format has none
+            check_model_type(checkpoint.config["model_type"])
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
         check_outputs(args, target)
     else:
@@ -132,6 +134,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
         check_architecture(model)
+        if isinstance(arguments["calibration"], CalibrationText):
+            arguments["calibration"].windows(tokenizer)  # a text that cannot be read is said now
     log = {
         "args": vars(args),
         "env": environment(args.seed, model.device.type),
@@ -151,6 +155,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         log["saved"] = str(target) if target else None
     recipe = recipe_of(model)
     log["scheme"] = recipe.scheme.name if recipe else "fp"
+    log["kernels"] = kernels_run(model)
     log["recipe"] = recipe.to_dict() if recipe else None
     result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe else "float")
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
@@ -169,7 +174,7 @@ def report(log: dict, intervals: dict | None, path: Path) -> None:
             by_observer.setdefault(name, []).append(tap)
         say("observers   " + "; ".join(f"{name}: {', '.join(taps)}" for name, taps in by_observer.items()))
         say(f"calibrated  on {calibration['tokens']} tokens in {calibration['seconds']:.1f} s")
-    say(f"kernels     {backend_line(log['env']['backends'])}")
+    say(f"kernels     {backend_line(log['kernels'])}")
     if "saved" in log:
         say(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")
     say(f"log         {path}")

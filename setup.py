@@ -12,7 +12,7 @@ setup(
         CppExtension(
             "quamba._C",
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp")),
-            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
+            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*")),
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
             extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-Wall", "-Werror=return-type", "-Wno-psabi"],
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -41,8 +42,19 @@ def build_parser() -> argparse.ArgumentParser:
         "model", help="a folder, an embedded checkpoint (mamba-tiny), a short name (mamba-130m) or a hub id"
     )
     run = parser.add_argument_group("running")
-    run.add_argument("--pretrained_dir", metavar="DIR", help="where models are looked up, and saved when quantized")
-    run.add_argument("--log_dir", metavar="DIR", default="logs", help="where the JSON log goes (default: logs)")
+    run.add_argument(
+        "--pretrained_dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="where models are looked up, and saved when quantized",
+    )
+    run.add_argument(
+        "--log_dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        default="logs",
+        help="where the JSON log goes (default: logs)",
+    )
     run.add_argument("--batch_size", type=positive_int, metavar="N", help="sequences at a time (default: 8, tiny: 16)")
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of calibration and lm-eval (default: 0)")
     run.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
@@ -94,28 +106,43 @@ def _add_calibration_options(group) -> None:
     )
     group.add_argument("--use_outlier_aware", action="store_true", help="the same as --observer outlier_aware")
     group.add_argument("--percentile_alpha", type=float, metavar="P", help="percentile of the percentile observer")
-    group.add_argument("--plugin", metavar="FILE", help="a Python file that registers observers of your own")
-    group.add_argument("--calib_dataset", metavar="NAME|FILE", help=f"one of {', '.join(TEXT_NAMES)}, or a file")
+    group.add_argument(
+        "--plugin", type=os.path.expanduser, metavar="FILE", help="a Python file that registers observers of your own"
+    )
+    group.add_argument(
+        "--calib_dataset",
+        type=os.path.expanduser,
+        metavar="NAME|FILE",
+        help=f"one of {', '.join(TEXT_NAMES)}, or a file",
+    )
     group.add_argument("--calib_data_num", type=positive_int, metavar="N", help="sequences (default: 512, tiny: fewer)")
     group.add_argument(
         "--calib_seqlen", type=positive_int, metavar="N", help="tokens of each (default: 512, tiny: 256)"
     )
     group.add_argument(
-        "--calibration", metavar="FILE", help="reuse the calibration result in FILE; written there if it does not exist"
+        "--calibration",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="reuse the calibration result in FILE; written there if it does not exist",
     )
 
 
 def _add_evaluation_options(group) -> None:
     group.add_argument("--eval_ppl", action="store_true", help="perplexity on --ppl_dataset")
     group.add_argument(
-        "--ppl_dataset", metavar="NAME|FILE", help="text of the perplexity, implies --eval_ppl (default: wikitext2)"
+        "--ppl_dataset",
+        type=os.path.expanduser,
+        metavar="NAME|FILE",
+        help="text of the perplexity, implies --eval_ppl (default: wikitext2)",
     )
     group.add_argument("--eval_zero_shot", action="store_true", help="lm-eval tasks without examples")
     group.add_argument("--eval_few_shot", action="store_true", help="lm-eval tasks with --fewshot examples")
     group.add_argument("--eval_generation", action="store_true", help="lm-eval tasks whose answers are generated")
     group.add_argument("--task_list", metavar="A,B", help="lm-eval tasks by name; alone it implies --eval_zero_shot")
     group.add_argument("--fewshot", type=positive_int, metavar="N", help="examples of --eval_few_shot (default: 5)")
-    group.add_argument("--include_path", metavar="DIR", help="a folder with lm-eval tasks of your own")
+    group.add_argument(
+        "--include_path", type=os.path.expanduser, metavar="DIR", help="a folder with lm-eval tasks of your own"
+    )
 
 
 def scheme_name(args: argparse.Namespace) -> str:
@@ -163,7 +190,7 @@ def embedded_defaults(checkpoint: Checkpoint) -> EmbeddedDefaults | None:
 
 def check_text(option: str, name: str) -> None:
     """Raises QuambaError where a text is neither a name nor a file: better now than after minutes of work."""
-    if name not in TEXT_NAMES and not Path(name).expanduser().exists():
+    if name not in TEXT_NAMES and not Path(name).exists():
         raise QuambaError(f"{option} {name!r} is neither a file or folder here nor one of {', '.join(TEXT_NAMES)}")
 
 

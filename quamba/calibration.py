@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -42,11 +43,16 @@ class CalibrationText:
 
     def windows(self, tokenizer) -> Tensor:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
-        return token_windows(load_text(self.dataset, "calibration"), tokenizer, self.seqlen, self.data_num, self.seed)
+        return _read_windows(self, tokenizer)
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
         return f"{self.data_num} sequences of {self.seqlen} tokens of {self.dataset}, seed {self.seed}"
+
+
+@lru_cache(maxsize=1)  # main.py reads it before anything slow runs, quantize reads it again
+def _read_windows(text: CalibrationText, tokenizer) -> Tensor:
+    return token_windows(load_text(text.dataset, "calibration"), tokenizer, text.seqlen, text.data_num, text.seed)
 
 
 def default_text(model: nn.Module) -> CalibrationText:
@@ -183,8 +189,10 @@ def parse_observers(spec: str | Mapping[str, str], head: bool = True) -> dict[st
     """
     if isinstance(spec, str):
         pairs = [part.split("=", 1) if "=" in part else [OBSERVED_TAP, part] for part in spec.split(",")]
-    else:
+    elif isinstance(spec, Mapping):
         pairs = list(spec.items())
+    else:
+        raise QuambaError(f"observer must be a name or a mapping of taps to names, not {spec!r}")
     known = (*TAPS, HEAD_TAP)
     named = [tap for tap, _ in pairs]
     for tap, name in pairs:

@@ -8,17 +8,25 @@ from .errors import QuambaError
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.mamba1 import TAPS, Mamba1Mixer, QuantMamba1Mixer
 from .nn.norm import PassThroughNorm
+from .ops.schemas import MAX_CONV_WIDTH
 from .scheme import QuantizationRecipe
 from .transforms import untie_embedding
 
 HEAD_TAP = "head_in"
 
 
+def check_model_type(model_type: str) -> None:
+    """Raises QuambaError unless this version quantizes models of that `model_type`, as config.json names it."""
+    if model_type != "mamba":
+        raise QuambaError(f"models of type {model_type!r} cannot be quantized by this version: 'mamba' can")
+
+
 def check_architecture(model: nn.Module) -> None:
-    """Raises QuambaError unless this version quantizes the model's class, activation and sizes."""
+    """Raises QuambaError unless this version quantizes the model's type, activation and sizes."""
     config = model.config
-    if type(model).__name__ != "MambaForCausalLM":
-        raise QuambaError(f"{type(model).__name__} cannot be quantized by this version: MambaForCausalLM can")
+    check_model_type(config.model_type)
+    if config.conv_kernel > MAX_CONV_WIDTH:
+        raise QuambaError(f"conv_kernel {config.conv_kernel} has no kernels: up to {MAX_CONV_WIDTH} has")
     if config.hidden_act != "silu":
         raise QuambaError(f"hidden_act {config.hidden_act!r} has no kernels: only 'silu' has")
     hadamard.hadamard_base(config.intermediate_size)

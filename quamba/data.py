@@ -6,6 +6,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def load_text(name_or_file: str | Path, split: str = "calibration") -> list[str]
     elif name_or_file in HUB_TEXTS:
         documents = _read_hub(str(name_or_file), HUB_TEXTS[name_or_file][split])
     else:
-        path = Path(name_or_file).expanduser()
+        path = Path(os.path.expanduser(name_or_file))
         if not path.exists():
             raise QuambaError(
                 f"unknown text {str(name_or_file)!r}: neither a file or folder here nor one of {', '.join(TEXT_NAMES)}"

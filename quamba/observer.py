@@ -10,6 +10,7 @@ mse                     histogram                                    the range o
 
 import logging
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -331,7 +332,7 @@ def _nonzero_range(observer: Observer, low: float, high: float) -> tuple[float, 
 
 
 def _check_ratio(observer: Observer, name: str, value: float) -> None:
-    if not 0 < value <= 1:
+    if not isinstance(value, Real) or not 0 < value <= 1:
         raise QuambaError(f"{observer}: {name} must be in (0, 1], got {value!r}")
 
 

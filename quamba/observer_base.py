@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import logging
 import math
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -193,7 +194,7 @@ def load_plugin(path: str | Path) -> ModuleType:
 
     Raises QuambaError where the file is missing or fails; nothing of it then stays registered.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.expanduser(path)).resolve()
     if path in _plugins:
         return _plugins[path]
     if not path.is_file() or path.suffix != ".py":

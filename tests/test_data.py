@@ -5,6 +5,7 @@ import shutil
 import datasets
 import pytest
 import torch
+import zstandard
 from transformers import AutoTokenizer
 
 from quamba import data
@@ -158,3 +159,11 @@ def test_manifest_lists_every_text_and_task_file():
     files = {path.relative_to(data.ASSETS).as_posix() for path in data.ASSETS.rglob("*.jsonl")}
     assert names == files
     assert all(json.dumps(row) for name in names for row in data.read_asset_rows(name))
+
+
+def test_zstandard_files_as_the_pile_has_them_can_be_read(tmp_path):
+    """`datasets` needs the zstandard package for them, and imports it only then."""
+    path = tmp_path / "val.jsonl.zst"
+    path.write_bytes(zstandard.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(rows["text"]) == ["one", "two"]

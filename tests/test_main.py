@@ -121,7 +121,7 @@ def test_a_saved_model_is_found_by_name_in_pretrained_dir(demo):
 def test_without_quantize_the_float_model_is_measured(tiny, capsys):
     assert main.main(tiny) == 0
     log = read_log("tiny_fp")
-    assert set(log) == {"args", "env", "model", "scheme", "recipe", "ppl", "ppl_tokens", "lm_eval", "size"}
+    assert set(log) == {"args", "env", "model", "scheme", "recipe", "kernels", "ppl", "ppl_tokens", "lm_eval", "size"}
     assert (log["model"], log["scheme"], log["recipe"]) == ("tiny", "fp", None)
     assert list(log["ppl"]) == ["text.txt"]
     assert log["ppl_tokens"] == {"text.txt": 300}  # behind the end-of-text token

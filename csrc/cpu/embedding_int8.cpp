@@ -9,6 +9,8 @@ namespace {
 
 at::Tensor embedding_int8(const at::Tensor& ids, const at::Tensor& weight, const at::Tensor& scale) {
   check_dtype(weight, at::kChar, "weight");
+  TORCH_CHECK_VALUE(at::isIntegralType(ids.scalar_type(), /*includeBool=*/false), "ids must be integers, got ",
+                    ids.scalar_type());
   const int64_t vocab = weight.size(0), hidden = weight.size(1);
   at::Tensor scale_copy;
   const float* scales = floats(scale, {vocab}, "scale", scale_copy);

@@ -17,6 +17,8 @@ struct Transform {
 };
 
 Transform check(const at::Tensor& x, const at::Tensor& base) {
+  TORCH_CHECK_VALUE(x.dim() >= 1 && base.dim() == 2 && base.size(0) >= 1, "x must be [..., n] and base [p, p], got ",
+                    x.sizes(), " and ", base.sizes());
   Transform transform;
   transform.n = x.size(-1);
   transform.p = base.size(0);

@@ -32,6 +32,7 @@ void magnitude_histogram(const at::Tensor& x, const at::Tensor& counts, const at
   check_dtype(sums, at::kDouble, "sums");
   check_shape(sums, counts.sizes(), "sums");
   TORCH_CHECK_VALUE(counts.is_contiguous() && sums.is_contiguous(), "counts and sums must be contiguous");
+  TORCH_CHECK_VALUE(counts.numel() > 0, "counts and sums must have at least one bin");
   TORCH_CHECK_VALUE(mantissa_bits >= 0 && mantissa_bits <= 23, "mantissa_bits must be 0..23, got ", mantissa_bits);
   const at::Tensor input = x.to(at::kFloat).contiguous();
   const float* from = input.const_data_ptr<float>();

@@ -69,11 +69,11 @@ def resolve_checkpoint(name: str, pretrained_dir: str | Path | None = None) -> C
     """
     if not name.strip():
         raise QuambaError("the name of the model is empty: give a folder, a hub id, or a short name such as mamba-130m")
-    root = Path(pretrained_dir).expanduser() if pretrained_dir is not None else None
+    root = Path(os.path.expanduser(pretrained_dir)) if pretrained_dir is not None else None
     short, hub_id = _short_name(name)
-    places = [(Path(name).expanduser(), "directory")]
+    places = [(Path(os.path.expanduser(name)), "directory")]
     places += [(folder, "directory") for folder in local_folders([name, short or name], root)]
-    if Path(name).name == name:  # never a path
+    if Path(name).name == name and (ASSETS / name / "config.json").is_file():  # a bare name, never a path
         places.append((ASSETS / name, "embedded"))
     for path, source in places:
         if path.is_dir():

@@ -1,18 +1,24 @@
 """The JSON log of a run: what was measured, on what, with what."""
 
 import json
+import math
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
 from ..errors import QuambaError
 from ..files import write_text_atomically
 
+# torch's ops that a model may run beside ours, by the names that a reader knows them under
+FLOAT_OPS = {"mm": "linear", "addmm": "linear", "linear": "linear", "embedding": "embedding"}
 PACKAGES = ("quamba", "torch", "transformers", "lm_eval", "safetensors", "numpy")
 
 
@@ -25,8 +31,32 @@ def environment(seed: int, device: str) -> dict:
         "threads": torch.get_num_threads(),
         "device": device,
         "instruction_set": ops.cpu_capability() if device == "cpu" else device,
-        "backends": ops.backends(device),
     }
+
+
+class _OpRecorder(TorchDispatchMode):
+    """Collects the names of our ops, and of torch's products, that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "quamba":
+            self.names.add(name)
+        elif name in FLOAT_OPS:
+            self.names.add(FLOAT_OPS[name])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def kernels_run(model: nn.Module) -> dict[str, str]:
+    """What ran each kind of op of the model, found by running one token: op -> instruction set, oneDNN or torch."""
+    with _OpRecorder() as recorder:
+        model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    backends = ops.backends(model.device.type)
+    return {name: backends.get(name, "torch") for name in sorted(recorder.names)}
 
 
 def _version(package: str) -> str | None:
@@ -48,12 +78,21 @@ def write_log(log: dict, log_dir: str | Path, stem: str) -> Path:
     path = Path(log_dir) / f"{stem}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        with suppress(FileNotFoundError):  # there is none, or another run has just moved it
             os.replace(path, _older_name(path))
-        write_text_atomically(path, json.dumps(log, indent=1, default=str) + "\n")
+        write_text_atomically(path, json.dumps(_finite(log), indent=1, default=str, allow_nan=False) + "\n")
     except OSError as error:
         raise QuambaError(f"cannot write the log {path}: {error}") from error
     return path
+
+
+def _finite(value):
+    """The same data with null for what JSON has no number for: a broken model's infinite perplexity."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _older_name(path: Path) -> Path:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import QuambaError
 from ..hadamard import base_on
 from .conv1d import QuantConv1d
 from .linear import QuantLinear
@@ -40,6 +41,8 @@ class Mamba1Mixer(nn.Module):
 
     def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
         """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
+        if torch.is_grad_enabled() and self.A_log.requires_grad:
+            raise QuambaError("quamba's ops have no gradients: run the model under torch.no_grad()")
         tap, dtype = self.taps, hidden_states.dtype
         batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
         conv_weight = self.conv1d.weight.squeeze(1).float()  # [D, 1, K] -> [D, K]

@@ -48,6 +48,8 @@ def check_device(device: str | torch.device) -> torch.device:
         raise QuambaError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if device.type == "meta":
         raise QuambaError("device 'meta' holds no values: use --device cpu")
+    if device.type == "cpu":
+        cpu_capability()
     missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
     if missing and not REFERENCE_ONLY:
         raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): use --device cpu")
@@ -55,8 +57,16 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def cpu_capability() -> str:
-    """The instruction set that CPU kernels run: avx512_vnni, avx2, portable; `reference` without kernels."""
-    return "reference" if REFERENCE_ONLY else torch.ops.quamba.cpu_capability()
+    """The instruction set that CPU kernels run: avx512_vnni, avx2, portable; `reference` without kernels.
+
+    Raises QuambaError where QUAMBA_CPU_CAPABILITY names one that this machine does not run.
+    """
+    if REFERENCE_ONLY:
+        return "reference"
+    try:
+        return torch.ops.quamba.cpu_capability()
+    except ValueError as error:
+        raise QuambaError(f"QUAMBA_CPU_CAPABILITY: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

@@ -6,6 +6,8 @@ Scales are float32 and per tensor (one value) unless a shape is given. A `Tensor
 
 from torch import Tensor, contiguous_format, empty_like, float32, int8
 
+MAX_CONV_WIDTH = 16  # kMaxConvWidth of csrc/cpu/kernels.h
+
 SCHEMAS = {
     # x [...] -> int8 [...]
     "quantize": "(Tensor x, Tensor scale) -> Tensor",

@@ -261,7 +261,7 @@ def test_the_same_recipe_written_by_hand_fits(folder):
         ({"vocab_size": 97}, r"of another shape or type: backbone\.embeddings\.weight \(1 in all\)"),
         ({"hidden_size": "wide"}, r"config\.json describes no valid model"),
         ({"model_type": "best"}, "'best' is not a causal language model that transformers knows"),
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM cannot be quantized"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "models of type .llama. cannot be quantized"),
         ({"quantization_config": {"quant_method": "gptq"}}, "was quantized with 'gptq', which quamba does not run"),
     ],
     ids=str,

@@ -18,3 +18,8 @@ def test_rows_are_dequantized_with_their_own_scales():
 def test_a_token_outside_the_vocabulary_is_refused(token):
     with pytest.raises(IndexError, match=f"token id {token} is outside the vocabulary of 11"):
         ops.embedding_int8(torch.tensor([token]), random_int8(11, 9), torch.rand(11))
+
+
+def test_ids_must_be_integers():
+    with pytest.raises(ValueError, match="ids must be integers"):
+        ops.embedding_int8(torch.tensor([1.5]), random_int8(11, 9), torch.rand(11))

@@ -44,3 +44,8 @@ def test_sizes_without_a_matrix_are_refused():
         base_on(36, torch.device("cpu"))
     with pytest.raises(ValueError, match="no Hadamard matrix of size 36"):
         ops.hadamard(torch.randn(1, 36), torch.ones(12, 12))
+
+
+def test_a_base_that_is_no_matrix_is_refused():
+    with pytest.raises(ValueError, match="base"):
+        ops.hadamard(torch.randn(1, 8), torch.ones(0, 0))

@@ -51,3 +51,8 @@ def test_it_adds_to_what_is_there_and_is_the_same_from_run_to_run():
         ops.magnitude_histogram(x, *twice, (EXPONENT_OF_ONE - 8) << 6, 6)
     assert torch.equal(twice[0], 2 * once[0])
     assert torch.equal(twice[1], 2 * once[1])
+
+
+def test_no_bins_are_refused():
+    with pytest.raises(ValueError, match="at least one bin"):
+        ops.magnitude_histogram(torch.ones(3), *empty(0), 0, 6)

@@ -10,7 +10,7 @@ import torch
 from quamba import ops
 from quamba.errors import QuambaError
 from quamba.ops import reference
-from quamba.ops.schemas import FAKES, SCHEMAS
+from quamba.ops.schemas import FAKES, MAX_CONV_WIDTH, SCHEMAS
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -111,3 +111,17 @@ def test_schema_fake_and_kernel_agree(name):
     torch.library.opcheck(
         getattr(torch.ops.quamba, name).default, _arguments()[name], test_utils=("test_schema", "test_faketensor")
     )
+
+
+def test_a_wrong_capability_in_the_environment_is_one_error():
+    code = "from quamba import ops; ops.check_device('cpu')"
+    env = {**os.environ, "QUAMBA_CPU_CAPABILITY": "avx9000"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert "QuambaError: QUAMBA_CPU_CAPABILITY: CPU capability 'avx9000'" in run.stderr.splitlines()[-1]
+
+
+def test_the_width_limit_is_the_kernels():
+    x = torch.randn(1, 2, 3)
+    ops.causal_conv1d(x, torch.randn(3, MAX_CONV_WIDTH), None, None)
+    with pytest.raises(ValueError, match="conv width"):
+        ops.causal_conv1d(x, torch.randn(3, MAX_CONV_WIDTH + 1), None, None)
