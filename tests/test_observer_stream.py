@@ -9,6 +9,8 @@ import torch
 from quamba import numerics
 from quamba.observer import Observer, create_observer
 
+from .activation_streams import batches, watch
+
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 SYMMETRIC_ONLY = ["outlier_aware", "outlier_aware_adaptive"]
 WITH_SIGN = [(name, sym) for name in NAMES for sym in (True, False) if sym or name not in SYMMETRIC_ONLY]
@@ -17,17 +19,6 @@ WITH_SIGN = [(name, sym) for name in NAMES for sym in (True, False) if sym or na
 @pytest.fixture(autouse=True)
 def same_values_every_time():
     torch.manual_seed(0)
-
-
-def batches(n: int = 4, shape=(3, 40, 50)) -> list[torch.Tensor]:
-    """Heavy-tailed, lopsided activations, each batch of another size."""
-    return [torch.randn(shape) * torch.exp(torch.randn(shape)) * (i + 1) + 0.2 for i in range(n)]
-
-
-def watch(observer: Observer, stream: list[torch.Tensor]) -> Observer:
-    for x in stream:
-        observer.update(x)
-    return observer
 
 
 def scale_of(observer: Observer, stream: list[torch.Tensor]) -> float:
