@@ -102,6 +102,14 @@ def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             check_tasks(tasks, args.include_path)
 
 
+def check_quantizable(checkpoint: Checkpoint) -> None:
+    """Raises QuambaError where config.json says already that the model cannot be quantized."""
+    if checkpoint.quantization_method is not None:
+        raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
+    if "model_type" in checkpoint.config:  # the original format has none
+        check_model_type(checkpoint.config["model_type"])
+
+
 def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
     """Raises QuambaError where what the run makes could not be written: now, not after the work."""
     require_writable(Path(args.log_dir))
@@ -122,15 +130,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     check_evaluation(args, checkpoint)
+    arguments, target = None, None
     if args.quantize:
-        if checkpoint.quantization_method is not None:
-            raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
-        if "model_type" in checkpoint.config:  # the original format has none
-            check_model_type(checkpoint.config["model_type"])
+        check_quantizable(checkpoint)
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
-        check_outputs(args, target)
-    else:
-        check_outputs(args, None)
+    check_outputs(args, target)
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
         check_architecture(model)
@@ -158,6 +162,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     log["kernels"] = kernels_run(model)
     log["recipe"] = recipe.to_dict() if recipe else None
     result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe else "float")
+    log["ppl_text_sha256"] = result.text_sha256
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
     path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}")

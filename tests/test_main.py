@@ -13,6 +13,7 @@ import main
 import quamba
 from quamba import observer_base
 from quamba.calibration import CalibrationResult
+from quamba.data import load_text, text_sha256
 from quamba.nn.mamba1 import TAPS
 
 ROOT = Path(main.__file__).parent
@@ -121,10 +122,23 @@ def test_a_saved_model_is_found_by_name_in_pretrained_dir(demo):
 def test_without_quantize_the_float_model_is_measured(tiny, capsys):
     assert main.main(tiny) == 0
     log = read_log("tiny_fp")
-    assert set(log) == {"args", "env", "model", "scheme", "recipe", "kernels", "ppl", "ppl_tokens", "lm_eval", "size"}
+    assert set(log) == {
+        "args",
+        "env",
+        "model",
+        "scheme",
+        "recipe",
+        "kernels",
+        "ppl",
+        "ppl_text_sha256",
+        "ppl_tokens",
+        "lm_eval",
+        "size",
+    }
     assert (log["model"], log["scheme"], log["recipe"]) == ("tiny", "fp", None)
     assert list(log["ppl"]) == ["text.txt"]
     assert log["ppl_tokens"] == {"text.txt": 300}  # behind the end-of-text token
+    assert log["ppl_text_sha256"] == {"text.txt": text_sha256(load_text("text.txt"))}
     assert log["lm_eval"] == {}
     assert log["size"]["disk_bytes"] == (Path("tiny") / "model.safetensors").stat().st_size
     out = capsys.readouterr().out

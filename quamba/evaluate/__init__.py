@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data import EMBEDDED_TEXT, evaluation_windows, load_text
+from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
 from .perplexity import PerplexityResult, perplexity
 
@@ -27,18 +27,20 @@ class EvaluationResult(dict):
     """{"ppl": {dataset: number}, "lm_eval": {task: metrics}}: plain data for a log.
 
     What paired comparisons need stays beside it: `windows` {dataset: PerplexityResult} and `task_items` {task: {metric:
-    a value per item}}.
+    a value per item}}; and `text_sha256` {dataset: hash of its documents}.
     """
 
     def __init__(self):
         super().__init__(ppl={}, lm_eval={})
         self.windows: dict[str, PerplexityResult] = {}
+        self.text_sha256: dict[str, str] = {}
         self.task_items: dict[str, dict[str, list[float]]] = {}
 
     def add(self, other: "EvaluationResult", suffix: str = "") -> None:
         """Takes in what another evaluation of the same model measured; `suffix` goes behind its task names."""
         self["ppl"] |= other["ppl"]
         self.windows |= other.windows
+        self.text_sha256 |= other.text_sha256
         self["lm_eval"] |= {task + suffix: metrics for task, metrics in other["lm_eval"].items()}
         self.task_items |= {task + suffix: items for task, items in other.task_items.items()}
 
@@ -67,7 +69,9 @@ def evaluate(
     result = EvaluationResult()
     for dataset in ppl_datasets:
         seqlen = ppl_seqlen or (EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN)
-        windows = evaluation_windows(load_text(dataset, "test"), tokenizer, seqlen)
+        documents = load_text(dataset, "test")
+        result.text_sha256[str(dataset)] = text_sha256(documents)
+        windows = evaluation_windows(documents, tokenizer, seqlen)
         measured = perplexity(model, windows, batch_size, max_windows, progress)
         result["ppl"][str(dataset)], result.windows[str(dataset)] = measured.ppl, measured
     if tasks:
