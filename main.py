@@ -15,6 +15,7 @@ from rich.console import Console
 
 import quamba
 import utils
+from quamba.activations import check_recordable
 from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import Checkpoint, check_replaceable, load_checkpoint, recipe_of, resolve_checkpoint
 from quamba.convert import check_architecture, check_model_type
@@ -71,6 +72,7 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
         "quantize_embedding": args.quantize_embedding,
         "quantize_lm_head": args.quantize_lm_head,
         "rotate_residual": args.rotate_residual,
+        "save_activations": args.save_activations,
     }
 
 
@@ -115,6 +117,8 @@ def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
     require_writable(Path(args.log_dir))
     if args.calibration:
         require_writable(Path(args.calibration).parent)
+    if args.save_activations:
+        check_recordable(args.save_activations)
     if target:
         require_writable(target.parent)
         check_replaceable(target)
@@ -165,7 +169,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     log["ppl_text_sha256"] = result.text_sha256
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
-    path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}")
+    items = result.item_values() | ({"float": float_result.item_values()} if float_result else {})
+    path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}", items)
     report(log, compare(float_result, result) if float_result else None, path)
 
 
@@ -179,6 +184,8 @@ def report(log: dict, intervals: dict | None, path: Path) -> None:
             by_observer.setdefault(name, []).append(tap)
         say("observers   " + "; ".join(f"{name}: {', '.join(taps)}" for name, taps in by_observer.items()))
         say(f"calibrated  on {calibration['tokens']} tokens in {calibration['seconds']:.1f} s")
+        if activations := log["args"]["save_activations"]:
+            say(f"activations {activations} (compare scales on them: python -m quamba observers --activations DIR)")
     say(f"kernels     {backend_line(log['kernels'])}")
     if "saved" in log:
         say(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")

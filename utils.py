@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from quamba import CalibrationResult, CalibrationText, QuambaError
-from quamba.calibration import check_observer_options, parse_observers
 from quamba.checkpoint import METHOD, Checkpoint
+from quamba.commands.arguments import positive_int, seed
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.observer import observer_names
-from quamba.quantize import DEFAULT_OBSERVER
 from quamba.scheme import SCHEMES
+from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
@@ -71,22 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def seed(text: str) -> int:
-    """argparse type: an integer that every random generator takes as its seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {2**32 - 1}, not {value}")
-    return value
-
-
 def _add_quantization_options(group) -> None:
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
     group.add_argument("--w_bits", type=int, default=8, help="bits of the weights (default: 8)")
@@ -101,8 +85,8 @@ def _add_calibration_options(group) -> None:
     group.add_argument(
         "--observer",
         metavar="NAME",
-        help=f"of tap x ({', '.join(observer_names())}), or TAP=NAME,... or all=NAME; taps that are not named take "
-        f"minmax (default: {DEFAULT_OBSERVER})",
+        help=f"of tap x ({', '.join(observer_names())}), or TAP=NAME,... or all=NAME; the defaults of the others: "
+        + ", ".join(f"{tap}={name}" for tap, name in DEFAULT_OBSERVERS.items()),
     )
     group.add_argument("--use_outlier_aware", action="store_true", help="the same as --observer outlier_aware")
     group.add_argument("--percentile_alpha", type=float, metavar="P", help="percentile of the percentile observer")
@@ -124,6 +108,12 @@ def _add_calibration_options(group) -> None:
         type=os.path.expanduser,
         metavar="FILE",
         help="reuse the calibration result in FILE; written there if it does not exist",
+    )
+    group.add_argument(
+        "--save_activations",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="write the first batch and a histogram of every tap, a safetensors file per layer",
     )
 
 
@@ -168,7 +158,7 @@ def observer_spec(args: argparse.Namespace) -> str | None:
 
 def observers(args: argparse.Namespace) -> dict[str, str]:
     """Tap -> observer name. Raises QuambaError for unknown ones."""
-    return parse_observers(observer_spec(args) or DEFAULT_OBSERVER, head=args.quantize_lm_head)
+    return parse_observers(observer_spec(args), head=args.quantize_lm_head)
 
 
 def observer_options(args: argparse.Namespace) -> dict[str, dict]:
@@ -217,6 +207,11 @@ def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> Cali
     text = calibration_text(args, checkpoint)
     if not args.calibration or not Path(args.calibration).exists():
         return text
+    if args.save_activations:
+        raise QuambaError(
+            f"--save_activations {args.save_activations} needs a calibration run, and --calibration "
+            f"{args.calibration} is reused: drop one of them"
+        )
     result = CalibrationResult.load(args.calibration)
     for option, field in (("calib_dataset", "dataset"), ("calib_data_num", "data_num"), ("calib_seqlen", "seqlen")):
         used = (result.text or {}).get(field)
@@ -287,7 +282,8 @@ def check_quantization_options(args: argparse.Namespace, parser: argparse.Argume
     if args.quantize:
         return
     names = "w_bits a_bits quantize_embedding quantize_lm_head rotate_residual skip_float observer use_outlier_aware "
-    names += "percentile_alpha calib_dataset calib_data_num calib_seqlen calibration plugin"
+    names += "percentile_alpha calib_dataset calib_data_num calib_seqlen calibration plugin "
+    names += "save_activations"
     given = [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
     if given:
         raise QuambaError(f"--{given[0]} does nothing without --quantize: add it, or drop the option")

@@ -18,9 +18,10 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from quamba.calibration import calibrate, parse_observers
+from quamba.calibration import calibrate
 from quamba.convert import install_float_mixers
 from quamba.quantize import transform
+from quamba.tap_observers import parse_observers
 
 SHAPES = {"130m": (768, 24), "370m": (1024, 48)}  # hidden_size, layers
 VOCAB = 50280

@@ -1,7 +1,6 @@
-"""Perplexity and task accuracy of every observer on an embedded checkpoint, with paired 95 % intervals against float.
+"""Perplexity and task accuracy by observer on an embedded checkpoint, with paired 95 % intervals against float.
 
-python benchmarks/observers.py                      the README's table
-python benchmarks/observers.py --variants           outlier-aware variants: normal ratio, taps, MSE on every tap
+`python benchmarks/observers.py` makes the README's table; benchmarks/observer_study.py asks why.
 """
 
 import os
@@ -18,23 +17,18 @@ from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
 
 INT8_TABLES = {"quantize_embedding": True, "quantize_lm_head": True}
-TAPS = ("out", "conv_in", "z")
 # label -> (observer of each tap, constructor arguments by observer, further arguments of quamba.quantize)
 OBSERVERS = {
-    name: (name, {}, {}) for name in ("minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse")
-}
-VARIANTS = {
-    **{
-        f"outlier_aware, normal ratio {ratio}": ("outlier_aware", {"outlier_aware": {"normal_ratio": ratio}}, {})
-        for ratio in (0.999, 0.9999, 0.99999)
-    },
-    **{f"outlier_aware 0.99 on tap {tap} only": (f"x=minmax,{tap}=outlier_aware", {}, {}) for tap in TAPS},
-    "outlier_aware 0.9999 on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}, {}),
+    "the defaults": (None, {}, {}),
+    "minmax on every tap": ("all=minmax", {}, {}),
     "percentile on every tap": ("all=percentile", {}, {}),
     "mse on every tap": ("all=mse", {}, {}),
-    "mse on every tap, int8 embedding and head": ("all=mse", {}, INT8_TABLES),
+    "outlier_aware on x": ("outlier_aware", {}, {}),
+    "outlier_aware_adaptive on x": ("outlier_aware_adaptive", {}, {}),
+    "outlier_aware, ratio 0.9999, on every tap": ("all=outlier_aware", {"outlier_aware": {"normal_ratio": 0.9999}}, {}),
+    "the defaults, int8 embedding and head": (None, {}, INT8_TABLES),
+    "the defaults, rotated residual": (None, {}, {"rotate_residual": True}),
     "mse on every tap, rotated residual": ("all=mse", {}, {"rotate_residual": True}),
-    "percentile, rotated residual": ("percentile", {}, {"rotate_residual": True}),
 }
 ACCURACY = "acc,none"
 
@@ -50,14 +44,13 @@ def main() -> None:
     """Measures float, then each observer on a fresh copy of the model, and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=EMBEDDED_MODELS, default="mamba-tiny")
-    parser.add_argument("--variants", action="store_true", help="outlier-aware variants instead of the table")
     parser.add_argument("--windows", type=int, help="perplexity windows (default: all that the demo uses)")
     args = parser.parse_args()
     defaults = EMBEDDED_MODELS[args.model]
     windows = args.windows or defaults.ppl_windows
     base = measure(*quamba.load(args.model), defaults, windows)
     rows = [("float", base, None)]
-    for label, (observer, options, arguments) in (VARIANTS if args.variants else OBSERVERS).items():
+    for label, (observer, options, arguments) in OBSERVERS.items():
         model, tokenizer = quamba.load(args.model)
         quamba.quantize(model, tokenizer, observer=observer, observer_options=options, **arguments)
         result = measure(model, tokenizer, defaults, windows)

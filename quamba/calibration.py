@@ -6,8 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -15,19 +16,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import numerics
+from .activations import ActivationRecorder
 from .convert import HEAD_TAP, tap_modules
-from .data import EMBEDDED_MODELS, embedded_model_dir, load_text, token_windows
+from .data import EMBEDDED_MODELS, EmbeddedDefaults, embedded_model_dir, load_text, token_windows
 from .errors import QuambaError
 from .files import write_text_atomically
 from .histogram import SignedHistogram
-from .nn.mamba1 import TAPS
-from .observer import Observer, create_observer, observer_names
+from .observer import Observer
+from .tap_observers import create_tap_observer
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-DEFAULT_TAP_OBSERVER = "minmax"
-OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with outliers (Quamba, section 4)
 DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and saturation are measured on
 
 
@@ -40,6 +40,11 @@ class CalibrationText:
     seqlen: int = 512
     seed: int = 0
     batch_size: int = 8
+
+    @classmethod
+    def of(cls, defaults: EmbeddedDefaults) -> "CalibrationText":
+        """That of an embedded checkpoint."""
+        return cls(defaults.calib_dataset, defaults.calib_data_num, defaults.calib_seqlen, 0, defaults.batch_size)
 
     def windows(self, tokenizer) -> Tensor:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
@@ -61,10 +66,7 @@ def default_text(model: nn.Module) -> CalibrationText:
     embedded = embedded_model_dir(path.name)
     if embedded is None or embedded.resolve() != path.resolve():
         return CalibrationText()
-    defaults = EMBEDDED_MODELS[path.name]
-    return CalibrationText(
-        defaults.calib_dataset, defaults.calib_data_num, defaults.calib_seqlen, batch_size=defaults.batch_size
-    )
+    return CalibrationText.of(EMBEDDED_MODELS[path.name])
 
 
 @dataclass
@@ -180,54 +182,6 @@ def check_windows(windows: Tensor, vocab_size: int) -> None:
         )
 
 
-def parse_observers(spec: str | Mapping[str, str], head: bool = True) -> dict[str, str]:
-    """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
-
-    A tap's own name goes before `all`, wherever it stands; taps that are not named get min-max. `head`: whether the
-    head is quantized, so that tap head_in may be named. Raises QuambaError on an unknown tap or observer, and on a tap
-    that is named twice.
-    """
-    if isinstance(spec, str):
-        pairs = [part.split("=", 1) if "=" in part else [OBSERVED_TAP, part] for part in spec.split(",")]
-    elif isinstance(spec, Mapping):
-        pairs = list(spec.items())
-    else:
-        raise QuambaError(f"observer must be a name or a mapping of taps to names, not {spec!r}")
-    known = (*TAPS, HEAD_TAP)
-    named = [tap for tap, _ in pairs]
-    for tap, name in pairs:
-        if tap not in (*known, "all"):
-            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
-        if name not in observer_names():
-            raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
-        if tap == HEAD_TAP and not head:
-            raise QuambaError(f"tap {HEAD_TAP} has an observer only where the head is quantized: --quantize_lm_head")
-    if twice := [tap for tap in named if named.count(tap) > 1]:
-        raise QuambaError(f"tap {twice[0]!r} is given more than one observer in {spec!r}: name one")
-    own = dict(pairs)
-    default = own.pop("all", DEFAULT_TAP_OBSERVER)
-    return dict.fromkeys(known if head else TAPS, default) | own
-
-
-def create_tap_observer(name: str, n_bits: int, options: Mapping) -> Observer:
-    """An observer for a tap. Raises QuambaError for arguments that it does not take, or that taps do not allow."""
-    if "n_bits" in options:
-        raise QuambaError(f"observer {name!r}: n_bits follows from the scheme, it is no option here")
-    observer = create_observer(name, n_bits=n_bits, **options)
-    if not observer.sym:
-        raise QuambaError(f"observer {name!r}: taps are quantized symmetrically, sym=False has no kernels")
-    return observer
-
-
-def check_observer_options(observers: Mapping[str, str], options: Mapping[str, Mapping], n_bits: int = 8) -> None:
-    """Raises QuambaError for arguments of an observer that no tap uses, and for those that an observer refuses."""
-    used = sorted(set(observers.values()))
-    if unused := sorted(set(options) - set(used)):
-        raise QuambaError(f"options for observer {unused[0]!r}, which no tap uses: the taps use {', '.join(used)}")
-    for name in used:
-        create_tap_observer(name, n_bits, options.get(name, {}))
-
-
 def model_fingerprint(model: nn.Module) -> str:
     """A hash of the model's tensors by name, read as float32: equal for equal values on every machine."""
     digest = hashlib.blake2b(digest_size=16)
@@ -264,7 +218,7 @@ class _TapWatch:
         distribution = self.sample.distribution()
         step = scale.double().reshape(1)
         noise = float(distribution.mean_squared_error(step, high, -low))
-        signal = (distribution.positive.square_sum + distribution.negative.square_sum) / distribution.count
+        signal = distribution.mean_square()
         saturated = (
             distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above((0.5 - low) * step)[0]
         )
@@ -280,10 +234,20 @@ class _TapWatch:
 class Calibrator:
     """Context manager that feeds the output of every tap of a model to an observer of its own.
 
-    `observers`: tap -> observer name. Its hooks are removed when the block is left, however it is left.
+    `observers`: tap -> observer name; `recorder`: is given the same, where it wants the tap. The hooks are removed when
+    the block is left, however it is left.
     """
 
-    def __init__(self, model: nn.Module, observers: dict[str, str], n_bits: int, head: bool, options: dict):
+    def __init__(
+        self,
+        model: nn.Module,
+        observers: dict[str, str],
+        n_bits: int,
+        head: bool,
+        options: dict,
+        recorder: ActivationRecorder | None = None,
+    ):
+        self._recorder = recorder
         self._modules = tap_modules(model, head)
         self._observer_names = {name: observers[name.rsplit(".", 1)[-1]] for name in self._modules}
         self._watches = {
@@ -294,9 +258,13 @@ class Calibrator:
 
     def __enter__(self) -> "Calibrator":
         for name, module in self._modules.items():
-            watch = self._watches[name]
-            self._hooks.append(module.register_forward_hook(lambda _m, _args, out, watch=watch: watch.update(out)))
+            self._hooks.append(module.register_forward_hook(partial(self._watch, name)))
         return self
+
+    def _watch(self, name: str, _module: nn.Module, _args: tuple, out: Tensor) -> None:
+        self._watches[name].update(out)
+        if self._recorder and self._recorder.wants(name):
+            self._recorder.update(name, out)
 
     def __exit__(self, *_) -> None:
         for hook in self._hooks:
@@ -320,17 +288,18 @@ def calibrate(
     options: dict | None = None,
     text: CalibrationText | None = None,
     batch_size: int = 8,
+    recorder: ActivationRecorder | None = None,
     progress: bool = True,
 ) -> CalibrationResult:
     """Runs `windows` int64 [count, seqlen] through the backbone (no logits) and collects every tap's scale.
 
     `observers`: tap -> observer name (see `parse_observers`); `options`: observer name -> constructor arguments;
-    `text`: where the windows are from, kept with the result.
+    `text`: where the windows are from, kept with the result; `recorder`: writes the activations to the disk.
     Raises QuambaError where an observer meets NaN or infinity, naming the tap.
     """
     start = time.perf_counter()
     options = options or {}
-    with Calibrator(model, observers, n_bits, head, options) as calibrator:
+    with recorder or nullcontext(), Calibrator(model, observers, n_bits, head, options, recorder) as calibrator:
         with tqdm(total=windows.numel(), desc="Calibrating", unit="tok", disable=not progress) as bar:
             for batch in windows.split(batch_size):
                 model.backbone(batch, use_cache=False)

@@ -1,26 +1,37 @@
 """Outputs that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import QuambaError
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes `text` to `path`; an interruption leaves the old file, or none, never half of the new one."""
+@contextlib.contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to; when the block ends well it becomes `path`, flushed to the disk.
+
+    An error in the block, or an interruption, leaves the old file, or none, never half of the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        yield Path(name)
+        _fsync(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
     except BaseException:
-        os.unlink(temporary)
+        os.unlink(name)
         raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes `text` to `path`, whole or not at all."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def require_writable(directory: Path) -> None:
@@ -35,11 +46,15 @@ def require_writable(directory: Path) -> None:
 def fsync_tree(directory: Path) -> None:
     """Flushes every file below a directory, and the directory itself, to the disk."""
     for path in [*(p for p in directory.rglob("*") if p.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

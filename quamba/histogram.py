@@ -217,6 +217,10 @@ class SignedDistribution:
         value = self.positive.order_statistic(rank)
         return value if value > 0 else -self.negative.order_statistic(self.count - 1 - rank)
 
+    def mean_square(self) -> float:
+        """E[x^2]."""
+        return (self.positive.square_sum + self.negative.square_sum) / self.count
+
     def mean_squared_error(self, scale: Tensor, positive_levels: Tensor | int, negative_levels: Tensor | int) -> Tensor:
         """E[(x - dequantize(quantize(x)))^2] for each of several formats at once; float64 [n].
 

@@ -68,12 +68,8 @@ class Observer(abc.ABC):
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise QuambaError(f"{self}: update() takes a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
-        if x.numel() == 0:
-            raise QuambaError(f"{self}: update() got an empty tensor of shape {tuple(x.shape)}")
         x = x.detach().float() if x.dtype == torch.float64 else x.detach()
-        low, high = (float(v) for v in torch.aminmax(x))  # both are NaN where any value is
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise QuambaError(f"{self}: the activations hold NaN or infinity (shape {tuple(x.shape)}, {x.dtype})")
+        low, high = finite_extremes(x, str(self))
         self._update(x)
         self.count += x.numel()
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
@@ -144,6 +140,16 @@ class Observer(abc.ABC):
         """(scale, base) of the statistic; `range_parameters` makes them of a range."""
 
 
+def finite_extremes(x: Tensor, what: str) -> tuple[float, float]:
+    """The smallest and the largest value. Raises QuambaError, beginning with `what`, for NaN, infinity or no value."""
+    if x.numel() == 0:
+        raise QuambaError(f"{what}: got an empty tensor of shape {tuple(x.shape)}")
+    low, high = (float(v) for v in torch.aminmax(x))  # both are NaN where any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise QuambaError(f"{what}: the activations hold NaN or infinity (shape {tuple(x.shape)}, {x.dtype})")
+    return low, high
+
+
 _registry: dict[str, type[Observer]] = {}
 _plugins: dict[Path, ModuleType] = {}
 
@@ -174,7 +180,7 @@ def observer_names() -> list[str]:
     return list(_registry)
 
 
-def create_observer(name: str, **kwargs) -> Observer:
+def create_observer(name: str, /, **kwargs) -> Observer:
     """A new observer of that name. Raises QuambaError on an unknown name or argument, listing the known ones."""
     if name not in _registry:
         raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(_registry)}")

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from quamba import calibration, numerics, observer_base
+from quamba.activations import ActivationRecorder, open_activations
 from quamba.calibration import (
     CalibrationResult,
     CalibrationText,
     Calibrator,
     calibrate,
-    check_observer_options,
     check_windows,
     default_text,
     model_fingerprint,
-    parse_observers,
 )
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.data import EMBEDDED_MODELS, embedded_model_dir
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observer import Observer, create_observer, observer_names, register_observer
+from quamba.tap_observers import DEFAULT_OBSERVERS, parse_observers
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 
@@ -66,76 +66,6 @@ def tapped(model, windows, batch_size=4, head=False) -> dict[str, list[torch.Ten
     for hook in hooks:
         hook.remove()
     return values
-
-
-# --- which observer watches which tap ---
-
-MINMAX = dict.fromkeys((*TAPS, HEAD_TAP), "minmax")
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("mse", {"x": "mse"}),
-        ("x=mse", {"x": "mse"}),
-        ("x=mse,out=percentile", {"x": "mse", "out": "percentile"}),
-        ("all=mse", dict.fromkeys(MINMAX, "mse")),
-        ("all=mse,x=percentile", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
-        ("x=percentile,all=mse", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
-        ("all=mse,percentile", dict.fromkeys(MINMAX, "mse") | {"x": "percentile"}),
-        ({"out": "mse", "all": "percentile"}, dict.fromkeys(MINMAX, "percentile") | {"out": "mse"}),
-        ({}, {}),
-    ],
-    ids=str,
-)
-def test_a_spec_names_observers_and_the_other_taps_take_minmax(spec, expected):
-    assert parse_observers(spec) == MINMAX | expected
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("best", "unknown observer 'best': choose one of minmax, percentile, "),
-        ("x=best", "unknown observer 'best'"),
-        ("x=", "unknown observer ''"),
-        ("", "unknown observer ''"),
-        ("mse,", "unknown observer ''"),
-        ("x=mse=2", "unknown observer 'mse=2'"),
-        ("y=mse", "unknown tap 'y': choose of in, conv_in, z, x, dt_rank, B, C, out, head_in, all"),
-        ({"y": "mse"}, "unknown tap 'y'"),
-        ({"x": None}, "unknown observer None"),
-        ("mse,percentile", "tap 'x' is given more than one observer in 'mse,percentile'"),
-        ("all=mse,all=minmax", "tap 'all' is given more than one observer"),
-    ],
-    ids=str,
-)
-def test_a_spec_that_means_nothing_is_refused(spec, message):
-    with pytest.raises(QuambaError) as error:
-        parse_observers(spec)
-    assert message in str(error.value)
-
-
-def test_the_head_has_a_tap_only_where_it_is_quantized():
-    assert HEAD_TAP not in parse_observers("all=mse", head=False)
-    with pytest.raises(QuambaError, match="tap head_in has an observer only where the head is quantized"):
-        parse_observers("head_in=mse", head=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mse": {}}, "options for observer 'mse', which no tap uses: the taps use minmax, percentile"),
-        ({"percentile": {"best": 1}}, "observer 'percentile' takes no argument best"),
-        ({"percentile": {"percentile_alpha": 2.0}}, "percentile_alpha must be in"),
-        ({"percentile": {"sym": False}}, "taps are quantized symmetrically"),
-        ({"percentile": {"n_bits": 4}}, "n_bits follows from the scheme"),
-    ],
-    ids=str,
-)
-def test_observer_options_that_do_nothing_or_do_not_fit_are_refused(options, message):
-    with pytest.raises(QuambaError) as error:
-        check_observer_options(parse_observers("percentile"), options)
-    assert message in str(error.value)
 
 
 # --- which text ---
@@ -192,7 +122,7 @@ def hooks_of(model) -> int:
 
 
 def test_the_hooks_are_gone_after_the_block(model, windows):
-    with Calibrator(model, MINMAX, n_bits=8, head=True, options={}) as calibrator:
+    with Calibrator(model, DEFAULT_OBSERVERS, n_bits=8, head=True, options={}) as calibrator:
         assert hooks_of(model) == len(calibrator._modules) == 2 * len(TAPS) + 1
         model.backbone(windows)
     assert hooks_of(model) == 0
@@ -200,7 +130,7 @@ def test_the_hooks_are_gone_after_the_block(model, windows):
 
 
 def test_the_hooks_are_gone_after_an_error(model):
-    with pytest.raises(KeyboardInterrupt), Calibrator(model, MINMAX, n_bits=8, head=True, options={}):
+    with pytest.raises(KeyboardInterrupt), Calibrator(model, DEFAULT_OBSERVERS, n_bits=8, head=True, options={}):
         raise KeyboardInterrupt
     assert hooks_of(model) == 0
 
@@ -235,9 +165,37 @@ def test_a_scale_is_that_of_an_observer_fed_by_hand(model, windows, name):
         assert result.scales()[tap] == observer.get_quantization_parameters()[0]
 
 
+def test_a_recorder_is_given_what_the_observers_are(model, windows, tmp_path):
+    """The first batch of the taps that it wants, and every batch in its histograms; the result is the same."""
+    values = tapped(model, windows, head=True)
+    recorder = ActivationRecorder(tmp_path, "tiny", taps=["x", HEAD_TAP])
+    result = run(model, windows, "all=mse", head=True, recorder=recorder)
+    found = {tap.name: tap for tap in open_activations(tmp_path)}
+    assert list(found) == ["layers.0.x", "layers.1.x", HEAD_TAP]
+    for name, tap in found.items():
+        assert torch.equal(tap.values, values[name][0]), name
+        assert tap.histogram.count == sum(batch.numel() for batch in values[name])
+        assert tap.histogram.magnitudes().quantile(1.0) == pytest.approx(result.taps[name].max)
+    assert replace(result, seconds=0) == replace(run(model, windows, "all=mse", head=True), seconds=0)
+
+
+def test_a_recorder_keeps_nothing_of_a_calibration_that_fails(model, windows, registry, tmp_path):
+    @register_observer("odd")
+    class Odd(Observer):
+        _update = _merge = lambda self, x: None
+
+        def _parameters(self):  # asked for only when all batches were seen
+            return torch.tensor(0.0), torch.tensor(0.0)
+
+    with pytest.raises(QuambaError, match="observer 'odd' gave the scale 0"):
+        run(model, windows, "odd", recorder=ActivationRecorder(tmp_path, "tiny"))
+    assert list(tmp_path.iterdir()) == []
+    assert hooks_of(model) == 0
+
+
 def test_options_reach_the_observer_that_they_name(model, windows):
     options = {"percentile": {"percentile_alpha": 0.5}}
-    narrow, wide = (run(model, windows, "percentile", options=o) for o in (options, {}))
+    narrow, wide = (run(model, windows, "all=minmax,x=percentile", options=o) for o in (options, {}))
     assert narrow.taps["layers.0.x"].scale < wide.taps["layers.0.x"].scale
     assert narrow.taps["layers.0.z"] == wide.taps["layers.0.z"]  # min-max
     assert narrow.observer_options == options
@@ -278,7 +236,7 @@ def test_a_tap_without_values_but_zero_loses_nothing(model, windows):
 
 def test_the_result_tells_what_was_run(model, windows):
     text = CalibrationText("mine.txt", 6, 16, seed=7)
-    result = run(model, windows, "mse", text=text)
+    result = run(model, windows, "all=minmax,x=mse", text=text)
     assert result.tokens == 96
     assert result.text == asdict(text)
     assert result.observer == {tap: "mse" if tap == "x" else "minmax" for tap in TAPS}
@@ -294,7 +252,7 @@ def test_the_same_windows_give_the_same_result(model, windows):
 
 
 def test_extremes_do_not_depend_on_the_batch_size(model, windows):
-    small, large = (run(model, windows, batch_size=size).scales() for size in (1, 6))
+    small, large = (run(model, windows, "all=minmax", batch_size=size).scales() for size in (1, 6))
     for tap, scale in small.items():
         torch.testing.assert_close(scale, large[tap])
 

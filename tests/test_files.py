@@ -5,7 +5,7 @@ import os
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.files import require_writable, write_text_atomically
+from quamba.files import replace_atomically, require_writable, write_text_atomically
 
 
 def test_text_is_written_and_replaced(tmp_path):
@@ -28,6 +28,32 @@ def test_an_interruption_leaves_the_older_text_and_nothing_else(tmp_path, monkey
         write_text_atomically(file, "newer")
     assert file.read_text() == "older"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_block_writes_the_file_itself(tmp_path):
+    """Under a name that no reader takes for the file, but that ends as the file's: writers look at the suffix."""
+    file = tmp_path / "new" / "figure.png"
+    for content in (b"first", b"second"):
+        with replace_atomically(file) as temporary:
+            assert temporary.parent == file.parent
+            assert temporary.name.startswith(".")
+            assert temporary.suffix == ".png"
+            assert file.exists() == (content == b"second")
+            temporary.write_bytes(content)
+        assert file.read_bytes() == content
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_older_file_and_nothing_else(tmp_path, error):
+    file = tmp_path / "file.bin"
+    for older in (None, b"older"):
+        if older:
+            file.write_bytes(older)
+        with pytest.raises(error), replace_atomically(file) as temporary:
+            temporary.write_bytes(b"half of the new")
+            raise error
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == ([older] if older else [])
 
 
 def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path):

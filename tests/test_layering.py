@@ -13,13 +13,17 @@ LAYERS = [
     ["errors", "files"],
     ["numerics", "scheme", "hadamard"],
     ["ops"],
-    ["quantile", "histogram", "observer_base", "observer", "grouped_observer", "nn"],
+    ["quantile", "histogram", "observer_base", "observer", "grouped_observer", "nn", "activations"],
     ["data", "transforms"],
     ["convert"],
+    ["tap_observers"],
     ["calibration", "profile"],
     ["checkpoint"],
     ["quantize"],
     ["evaluate"],
+    ["study"],
+    ["commands"],
+    ["__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts != ("__init__.py",))

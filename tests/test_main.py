@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import main
 import quamba
 from quamba import observer_base
+from quamba.activations import open_activations
 from quamba.calibration import CalibrationResult
 from quamba.data import load_text, text_sha256
 from quamba.nn.mamba1 import TAPS
+from quamba.tap_observers import DEFAULT_OBSERVERS
 
 ROOT = Path(main.__file__).parent
 VOCABULARY = 50
@@ -89,7 +92,7 @@ def test_the_demonstration_measures_quantizes_and_logs(demo):
     assert log["size"]["memory_bytes"] < log["float"]["size"]["memory_bytes"] / 2
     assert log["ppl_tokens"] == {"stdlib": 8 * 511}
     calibration = log["calibration"]
-    assert calibration["observer"] == dict.fromkeys(TAPS, "minmax") | {"x": "outlier_aware"}
+    assert calibration["observer"] == {tap: DEFAULT_OBSERVERS[tap] for tap in TAPS} | {"x": "outlier_aware"}
     assert calibration["tokens"] == 8 * 256
     assert calibration["seconds"] > 0
     assert calibration["text"]["dataset"] == "stdlib"
@@ -160,7 +163,7 @@ def test_a_quantizing_run_logs_both_models(tiny, capsys):
         "tiny  w8a8",
         "change (95 % interval)",
         "size on disk, MB",
-        "observers   minmax: in, conv_in, z, dt_rank, B, C, out; percentile: x",
+        "observers   percentile: in, conv_in, z; mse: x, out; minmax: dt_rank, B, C",
         "calibrated  on 128 tokens in ",
         f"kernels     {log['env']['instruction_set']}: ",
         "saved to    nowhere: give --pretrained_dir DIR",
@@ -168,6 +171,16 @@ def test_a_quantizing_run_logs_both_models(tiny, capsys):
     ]:
         assert part in out
     assert not list(Path("logs").glob("*_fp.json"))
+
+
+def test_the_values_per_window_lie_beside_the_log(tiny):
+    assert main.main([*tiny, *QUANTIZE]) == 0
+    log, values = read_log("tiny_w8a8"), read_log("tiny_w8a8.items")
+    for logged, side in ((log, values), (log["float"], values["float"])):
+        windows = side["ppl"]["text.txt"]
+        assert np.exp(np.average(windows["nll"], weights=windows["tokens"])) == pytest.approx(logged["ppl"]["text.txt"])
+    assert main.main([*tiny, *QUANTIZE, "--skip_float"]) == 0
+    assert set(read_log("tiny_w8a8.items")) == {"ppl", "lm_eval"}
 
 
 def test_skip_float_measures_the_quantized_model_alone(tiny):
@@ -187,7 +200,8 @@ def test_the_python_api_gives_the_same_figures(tiny):
 def test_the_same_command_gives_the_same_figures_and_keeps_the_older_log(tiny):
     for _ in range(2):
         assert main.main([*tiny, *QUANTIZE]) == 0
-    logs = [json.loads(path.read_text()) for path in Path("logs").iterdir()]
+    paths = list(Path("logs").iterdir())
+    logs = [json.loads(path.read_text()) for path in paths if not path.name.endswith(".items.json")]
     assert len(logs) == 2
     assert logs[0]["ppl"] == logs[1]["ppl"]
     assert logs[0]["calibration"]["taps"] == logs[1]["calibration"]["taps"]
@@ -207,7 +221,7 @@ def test_percentile_alpha_reaches_the_observer(tiny):
     scales = {}
     for alpha in ("0.9", "0.999"):
         assert main.main([*tiny, *QUANTIZE, "--percentile_alpha", alpha]) == 0
-        scales[alpha] = read_log("tiny_w8a8")["calibration"]["taps"]["layers.0.x"]["scale"]
+        scales[alpha] = read_log("tiny_w8a8")["calibration"]["taps"]["layers.0.z"]["scale"]
     assert scales["0.9"] < scales["0.999"]
 
 
@@ -250,6 +264,27 @@ def test_a_calibration_is_written_and_then_reused(tiny, capsys):
         assert read_log("tiny_w8a8")["ppl"] == first["ppl"]
         assert read_log("tiny_w8a8")["calibration"] == first["calibration"]
     assert CalibrationResult.load("kept/tiny.json") == written
+
+
+def test_activations_are_saved_beside_the_measurement(tiny, capsys):
+    assert main.main([*tiny, *QUANTIZE, "--save_activations", "new/acts"]) == 0
+    saved = list(open_activations("new/acts"))
+    taps = read_log("tiny_w8a8")["calibration"]["taps"]
+    assert [tap.name for tap in saved] == list(taps)
+    assert all(tap.histogram.count == 8 * 16 * tap.values.shape[-1] for tap in saved)
+    assert "activations new/acts (compare scales on them: python -m quamba observers" in capsys.readouterr().out
+    assert read_log("tiny_w8a8")["args"]["save_activations"] == "new/acts"
+    figures = read_log("tiny_w8a8")["ppl"]
+    assert main.main([*tiny, *QUANTIZE]) == 0
+    assert "activations new" not in capsys.readouterr().out
+    assert read_log("tiny_w8a8")["ppl"] == figures
+
+
+def test_a_calibration_and_its_activations_may_be_written_together(tiny):
+    options = [*tiny, *QUANTIZE, "--skip_float", "--calibration", "tiny.json"]
+    assert main.main([*options, "--save_activations", "acts"]) == 0
+    assert set(CalibrationResult.load("tiny.json").taps) == {tap.name for tap in open_activations("acts")}
+    assert main.main(options) == 0
 
 
 def test_verbose_tells_what_is_going_on(tiny, caplog):
@@ -298,6 +333,8 @@ def fails(capsys, options: list[str]) -> str:
         (["--quantize", "--calibration", "text.txt"], "text.txt is not a calibration result"),
         ([*QUANTIZE, "--calib_seqlen", "9999", "--skip_float"], "fewer than one sequence of 9999"),
         (["--quantize", "--pretrained_dir", "text.txt"], "text.txt"),
+        (["--quantize", "--save_activations", "text.txt"], "cannot write to text.txt"),
+        (["--save_activations", "acts"], "--save_activations does nothing without --quantize"),
         (["--observer", "mse"], "--observer does nothing without --quantize"),
         (["--ppl_dataset", "best"], "--ppl_dataset 'best' is neither a file or folder here nor"),
         (["--device", "cuda"], "cuda"),
@@ -334,7 +371,7 @@ def test_a_quantized_model_is_not_quantized_again(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--observer", "mse"], "observer 'percentile' at tap x, not 'mse'"),
+        (["--observer", "minmax"], "observer 'mse' at tap x, not 'minmax'"),
         (["--percentile_alpha", "0.9"], "observer options"),
         (["--calib_seqlen", "8"], "--calib_seqlen 8 does not fit --calibration tiny.json, which was made with 16"),
         (["--rotate_residual"], "belongs to another model, or to other transforms of it"),
@@ -347,6 +384,24 @@ def test_an_earlier_calibration_is_not_taken_for_what_it_is_not(tiny, capsys, op
     capsys.readouterr()
     assert main.main([*tiny, *QUANTIZE, "--calibration", "tiny.json", "--skip_float", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mistake", ["reused", "there"])
+def test_activations_that_could_not_be_saved_are_told_before_any_work(tiny, capsys, monkeypatch, mistake):
+    options = {"reused": ["--calibration", "tiny.json"], "there": ["--save_activations", "acts"]}[mistake]
+    assert main.main([*tiny, *QUANTIZE, "--skip_float", *options]) == 0
+    capsys.readouterr()
+
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(main, "load_checkpoint", load)
+    assert main.main([*tiny, "--quantize", "--save_activations", "acts", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    reused = "--save_activations acts needs a calibration run, and --calibration tiny.json is reused: drop one of them"
+    there = "acts holds activations already (layer_000.safetensors): name another folder, or empty it"
+    assert err == f"main.py: error: {reused if mistake == 'reused' else there}\n"
 
 
 def test_a_folder_of_something_else_is_kept(tiny, capsys):

@@ -17,6 +17,7 @@ from quamba.observer import (
     observer_names,
     register_observer,
 )
+from quamba.observer_base import finite_extremes
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "my_observer.py"
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
@@ -71,6 +72,16 @@ def test_a_float64_beyond_float32_counts_as_infinite():
 def test_empty_input_is_refused(name):
     with pytest.raises(QuambaError, match=rf"observer '{name}'.* empty tensor of shape \(0, 4\)"):
         create_observer(name).update(torch.empty(0, 4))
+
+
+def test_extremes_are_those_of_finite_values():
+    assert finite_extremes(torch.tensor([[0.5, -3.0], [2.0, 0.0]]), "tap x") == (-3.0, 2.0)
+    assert finite_extremes(torch.tensor([7.0], dtype=torch.bfloat16), "tap x") == (7.0, 7.0)
+    for bad in (torch.tensor([1.0, float("nan")]), torch.tensor([float("-inf")])):
+        with pytest.raises(QuambaError, match=r"^tap x: the activations hold NaN or infinity"):
+            finite_extremes(bad, "tap x")
+    with pytest.raises(QuambaError, match=r"^tap x: got an empty tensor of shape \(2, 0\)"):
+        finite_extremes(torch.empty(2, 0), "tap x")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,6 +228,11 @@ def test_an_argument_kept_under_another_name_is_explained():
 
     with pytest.raises(QuambaError, match=r"keep the constructor's argument 'width' as self\.width"):
         Hidden().settings()
+
+
+def test_no_argument_is_mistaken_for_the_observers_name():
+    with pytest.raises(QuambaError, match=r"^observer 'mse' takes no argument name; it takes n_bits, "):
+        create_observer("mse", **{"name": 3})
 
 
 # --- plug-ins ---

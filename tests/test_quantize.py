@@ -20,11 +20,13 @@ from transformers import (
 
 import quamba
 from quamba import CalibrationText, QuambaError
+from quamba.activations import open_activations
 from quamba.checkpoint import recipe_of
 from quamba.data import evaluation_windows, load_text
 from quamba.nn.embedding import QuantEmbedding, QuantHead
 from quamba.nn.mamba1 import TAPS, QuantMamba1Mixer
 from quamba.profile import tensor_bytes
+from quamba.tap_observers import DEFAULT_OBSERVERS
 
 OPTIONS = ("quantize_embedding", "quantize_lm_head", "rotate_residual")
 ALL_OPTIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product([False, True], repeat=3)]
@@ -139,9 +141,9 @@ def test_the_model_itself_is_changed_and_returned(tiny_mamba, quantize):
     assert recipe_of(model).scheme.name == "w8a8"
 
 
-def test_the_default_observer_is_percentile_at_x_and_minmax_elsewhere(tiny_mamba, quantize, windows):
+def test_the_default_observers_are_those_of_the_table(tiny_mamba, quantize, windows):
     result = quantize(tiny_mamba()).quamba_calibration
-    assert result.observer == dict.fromkeys(TAPS, "minmax") | {"x": "percentile"}
+    assert result.observer == {tap: DEFAULT_OBSERVERS[tap] for tap in TAPS}
     assert result.tokens == windows.numel()
     assert result.text is None
 
@@ -260,7 +262,67 @@ def test_an_earlier_result_is_refused_where_it_does_not_fit(tiny_mamba, quantize
 
 def test_without_the_head_a_result_with_its_tap_serves_too(tiny_mamba, quantize):
     result = quantize(tiny_mamba(), quantize_lm_head=True).quamba_calibration
-    quantize(tiny_mamba(), calibration=result, observer="percentile")
+    quantize(tiny_mamba(), calibration=result, observer="mse")
+
+
+# --- activations that are kept ---
+
+
+def test_the_activations_that_calibration_saw_may_be_kept(tiny_mamba, quantize, tokens, windows, tmp_path):
+    """Their extremes over all batches are those of the calibration; the model is the same as without."""
+    model = tiny_mamba()
+    model.config.name_or_path = "models/mamba-small"
+    quantize(model, observer="all=minmax", quantize_lm_head=True, save_activations=tmp_path / "acts")
+    result = model.quamba_calibration
+    saved = open_activations(tmp_path / "acts")
+    assert saved.model == "mamba-small"
+    assert [tap.name for tap in saved] == list(result.taps)
+    assert "head_in" in result.taps
+    for tap in saved:
+        assert tap.values.shape[:2] == windows.shape
+        assert tap.values.dtype == torch.float32
+        assert tap.histogram.count == tap.values.numel()  # one batch is all there is
+        assert max(tap.histogram.positive.peak, tap.histogram.negative.peak) == result.taps[tap.name].max
+        assert float(tap.values.abs().max()) == result.taps[tap.name].max
+    without = quantize(tiny_mamba(), observer="all=minmax", quantize_lm_head=True)
+    assert torch.equal(logits(without, tokens), logits(model, tokens))
+
+
+def test_the_first_batch_is_kept_and_all_are_counted(tiny_mamba, quantize, tmp_path):
+    windows = torch.randint(0, 60, (20, 5), generator=torch.Generator().manual_seed(5))
+    quantize(tiny_mamba(), windows, save_activations=str(tmp_path / "acts"))
+    batch_size = CalibrationText().batch_size
+    assert batch_size < 20
+    for tap in open_activations(tmp_path / "acts"):
+        assert tap.values.shape[:2] == (batch_size, 5)
+        assert tap.histogram.count == 20 * 5 * tap.values.shape[-1]
+
+
+def test_a_reused_calibration_has_no_activations(tiny_mamba, quantize, tmp_path):
+    result = quantize(tiny_mamba()).quamba_calibration
+    model = tiny_mamba()
+    before = state(model)
+    with pytest.raises(QuambaError, match="save_activations needs a calibration run, and an earlier result is reused"):
+        quantize(model, result, save_activations=tmp_path / "acts")
+    assert not (tmp_path / "acts").exists()
+    assert same_state(before, model)
+
+
+def test_activations_are_never_mixed_with_earlier_ones(tiny_mamba, quantize, tmp_path):
+    quantize(tiny_mamba(), save_activations=tmp_path)
+    model = tiny_mamba()
+    before = state(model)
+    with pytest.raises(QuambaError, match=rf"{tmp_path} holds activations already"):
+        quantize(model, save_activations=tmp_path)
+    assert same_state(before, model)
+
+
+def test_a_broken_model_leaves_no_activations(tiny_mamba, quantize, tmp_path):
+    model = tiny_mamba()
+    model.backbone.embeddings.weight[:] = torch.inf
+    with pytest.raises(QuambaError, match=r"tap layers\.0\.in: .* NaN or infinity"):
+        quantize(model, save_activations=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what is refused ---
@@ -288,6 +350,13 @@ def state(model) -> dict:
     return {name: (tensor.dtype, tensor.clone()) for name, tensor in model.state_dict().items()}
 
 
+def same_state(before: dict, model) -> bool:
+    after = state(model)
+    return before.keys() == after.keys() and all(
+        dtype == after[name][0] and torch.equal(value, after[name][1]) for name, (dtype, value) in before.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
     [
@@ -297,7 +366,7 @@ def state(model) -> dict:
         ({}, {"scheme": "w3a3"}, "unknown scheme 'w3a3': choose one of w8a8"),
         ({}, {"observer": "best"}, "unknown observer 'best'"),
         ({}, {"observer": "head_in=mse"}, "tap head_in has an observer only where the head is quantized"),
-        ({}, {"observer_options": {"mse": {}}}, "options for observer 'mse', which no tap uses"),
+        ({}, {"observer_options": {"outlier_aware": {}}}, "options for observer 'outlier_aware', which no tap uses"),
         ({}, {"observer_options": {"percentile": {"percentile_alpha": 7}}}, "percentile_alpha must be in"),
         ({}, {"calibration": torch.zeros(1, 2)}, r"takes token ids, int64 \[count, seqlen\], got torch.float32"),
         ({}, {"calibration": torch.tensor([[96]])}, "token id 96, the model's vocabulary has 96"),
@@ -311,11 +380,7 @@ def test_a_mistake_is_told_before_the_model_is_changed(tiny_mamba, quantize, siz
     before = state(model)
     with pytest.raises(QuambaError, match=message):
         quantize(model, **options)
-    after = state(model)
-    assert before.keys() == after.keys()
-    assert all(
-        dtype == after[name][0] and torch.equal(value, after[name][1]) for name, (dtype, value) in before.items()
-    )
+    assert same_state(before, model)
 
 
 def test_a_second_time_is_refused(tiny_mamba, quantize):

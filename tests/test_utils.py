@@ -12,6 +12,7 @@ from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.data import EMBEDDED_MODELS
 from quamba.nn.mamba1 import TAPS
+from quamba.tap_observers import DEFAULT_OBSERVERS
 
 TINY = EMBEDDED_MODELS["mamba-tiny"]
 EMBEDDED = Checkpoint("mamba-tiny", Path("assets/mamba-tiny"), {}, "embedded")
@@ -89,10 +90,11 @@ def test_two_meanings_at_once_are_an_error(observer):
 
 
 def test_observers_of_the_taps():
-    minmax = dict.fromkeys(TAPS, "minmax")
-    assert utils.observers(parse()) == minmax | {"x": "percentile"}
-    assert utils.observers(parse("--observer", "mse,out=percentile")) == minmax | {"x": "mse", "out": "percentile"}
-    assert utils.observers(parse("--observer", "head_in=mse", "--quantize_lm_head")) == minmax | {"head_in": "mse"}
+    defaults = {tap: DEFAULT_OBSERVERS[tap] for tap in TAPS}
+    assert utils.observers(parse()) == defaults
+    named = utils.observers(parse("--observer", "minmax,out=percentile"))
+    assert named == defaults | {"x": "minmax", "out": "percentile"}
+    assert utils.observers(parse("--observer", "head_in=mse", "--quantize_lm_head")) == defaults | {"head_in": "mse"}
     with pytest.raises(QuambaError, match="head_in"):
         utils.observers(parse("--observer", "head_in=mse"))
 
@@ -103,7 +105,7 @@ def test_percentile_alpha_goes_to_the_percentile_observer():
     for observer in ([], ["--observer", "out=percentile"]):
         assert utils.observer_options(parse(*options, *observer)) == {"percentile": {"percentile_alpha": 0.999}}
     with pytest.raises(QuambaError, match="an argument of the percentile observer, which no tap uses here"):
-        utils.observer_options(parse(*options, "--use_outlier_aware"))
+        utils.observer_options(parse(*options, "--observer", "all=minmax"))
     with pytest.raises(QuambaError, match="percentile_alpha must be in"):
         utils.observer_options(parse("--percentile_alpha", "99.9"))
 
@@ -163,6 +165,22 @@ def test_the_command_that_wrote_a_calibration_reads_it_too(result):
 def test_a_calibration_of_other_text_is_an_error(result, option):
     with pytest.raises(QuambaError, match=f"{' '.join(option)} does not fit --calibration"):
         utils.calibration_source(parse("--calibration", str(result), *option), EMBEDDED)
+
+
+def test_activations_are_saved_only_where_calibration_runs(result, tmp_path):
+    options = ["--save_activations", str(tmp_path / "acts")]
+    with pytest.raises(
+        QuambaError, match=r"^--save_activations .*acts needs a calibration run, and --calibration .* is"
+    ):
+        utils.calibration_source(parse("--calibration", str(result), *options), EMBEDDED)
+    for calibration in ([], ["--calibration", str(tmp_path / "new.json")]):
+        source = utils.calibration_source(parse(*calibration, *options), EMBEDDED)
+        assert source == utils.calibration_text(parse(), EMBEDDED)
+
+
+def test_a_folder_of_activations_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse("--save_activations", "~/acts").save_activations == "/home/me/acts"
 
 
 # --- evaluation ---
@@ -248,6 +266,7 @@ def test_sequences_at_a_time():
         ["--calib_seqlen", "3"],
         ["--calibration", "file.json"],
         ["--plugin", "mine.py"],
+        ["--save_activations", "acts"],
     ],
     ids=" ".join,
 )

@@ -44,6 +44,17 @@ class EvaluationResult(dict):
         self["lm_eval"] |= {task + suffix: metrics for task, metrics in other["lm_eval"].items()}
         self.task_items |= {task + suffix: items for task, items in other.task_items.items()}
 
+    def item_values(self) -> dict:
+        """{"ppl": {dataset: {"nll": [...], "tokens": [...]}}, "lm_eval": {task: {metric: [...]}}}: plain data.
+
+        Per window its mean nll in nats and its predicted tokens; `write_log` keeps it beside the log.
+        """
+        windows = {
+            dataset: {"nll": result.window_nll.tolist(), "tokens": result.window_tokens.tolist()}
+            for dataset, result in self.windows.items()
+        }
+        return {"ppl": windows, "lm_eval": self.task_items}
+
 
 def evaluate(
     model,

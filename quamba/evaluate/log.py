@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from ..files import write_text_atomically
 
 # torch's ops that a model may run beside ours, by the names that a reader knows them under
 FLOAT_OPS = {"mm": "linear", "addmm": "linear", "linear": "linear", "embedding": "embedding"}
+OLDER_STEM = re.compile(r"\.\d{8}T\d{6}(-\d+)?$")  # what `write_log` puts behind the name of a log that it moves
 PACKAGES = ("quamba", "torch", "transformers", "lm_eval", "safetensors", "numpy")
 
 
@@ -70,34 +72,63 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_log(log: dict, log_dir: str | Path, stem: str) -> Path:
-    """Writes `log` to LOG_DIR/STEM.json; an older log of that name keeps its content under a time-stamped name.
+def items_path(log_path: Path) -> Path:
+    """Where the values per item of a log are: beside it, LOG.items.json for LOG.json."""
+    return log_path.with_name(f"{log_path.stem}.items.json")
 
+
+def is_current_log(path: Path) -> bool:
+    """Whether a name is that of a log, not of its values per item, nor of an older log that a newer one moved away."""
+    other = path.name.startswith(".") or path.stem.endswith(".items") or OLDER_STEM.search(path.stem)
+    return path.suffix == ".json" and not other
+
+
+def write_log(log: dict, log_dir: str | Path, stem: str, items: dict | None = None) -> Path:
+    """Writes `log` to LOG_DIR/STEM.json and `items`, its values per item, beside it (`items_path`).
+
+    `items`: as `EvaluationResult.item_values` gives them, and under "float" those of the float model where the run
+    measured it too. An older log of that name, and its items, keep their content under a time-stamped name.
     Raises QuambaError where the folder cannot be written.
     """
     path = Path(log_dir) / f"{stem}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # there is none, or another run has just moved it
-            os.replace(path, _older_name(path))
-        write_text_atomically(path, json.dumps(_finite(log), indent=1, default=str, allow_nan=False) + "\n")
+        _move_older(path)
+        if items is not None:  # first: a log that is there has its items
+            compact = json.dumps(finite(items), separators=(",", ":"), allow_nan=False)
+            write_text_atomically(items_path(path), compact + "\n")
+        write_text_atomically(path, json.dumps(finite(log), indent=1, default=str, allow_nan=False) + "\n")
     except OSError as error:
         raise QuambaError(f"cannot write the log {path}: {error}") from error
     return path
 
 
-def _finite(value):
+def finite(value):
     """The same data with null for what JSON has no number for: a broken model's infinite perplexity."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _older_name(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.localtime(path.stat().st_mtime))
+def _move_older(path: Path) -> None:
+    """Names a log, and its items, after the time the log was written; items without a log after their own."""
+    items = items_path(path)
+    with suppress(FileNotFoundError):  # there is none, or another run has just moved it
+        older = _older_name(path, written=path if path.exists() else items)
+        with suppress(FileNotFoundError):
+            os.replace(items, items_path(older))  # first: a run that ends here leaves a log without items, not others'
+        os.replace(path, older)
+
+
+def _older_name(path: Path, written: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.localtime(written.stat().st_mtime))
+
+    def taken(name: Path) -> bool:
+        return name.exists() or (items_path(path).exists() and items_path(name).exists())
+
     candidates = [path.with_name(f"{path.stem}.{stamp}.json")]
-    while candidates[-1].exists():
+    while taken(candidates[-1]):
         candidates.append(path.with_name(f"{path.stem}.{stamp}-{len(candidates)}.json"))
     return candidates[-1]

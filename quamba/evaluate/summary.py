@@ -36,9 +36,8 @@ def summary_table(log: dict, intervals: dict | None) -> Table:
         values = [side["ppl"].get(dataset) for _, side in columns]
         add(f"perplexity, {dataset}", values, "{:.4f}", _interval(ratio, "x{:.4f}", "{:.4f}"))
     for task, metrics in log["lm_eval"].items():
-        for metric in _shown(metrics):
-            name, _, filter_name = metric.partition(",")
-            label = f"{task}, {name}" + (f" ({filter_name})" if filter_name != "none" else "")
+        for metric in shown_metrics(metrics):
+            name, label = metric.partition(",")[0], metric_label(task, metric)
             values = [side["lm_eval"].get(task, {}).get(metric) for _, side in columns]
             difference = (intervals["lm_eval"].get(task, {}) if intervals else {}).get(metric)
             if name == "perplexity":  # its items are log-likelihoods
@@ -54,10 +53,17 @@ def summary_table(log: dict, intervals: dict | None) -> Table:
     return table
 
 
-def _shown(metrics: dict) -> list[str]:
+def shown_metrics(metrics: dict) -> list[str]:
+    """The keys ("acc,none") of a task's metrics that a reader looks at first, in the order of SHOWN_METRICS."""
     numbers = [key for key, value in metrics.items() if "," in key and isinstance(value, int | float)]
     numbers = [key for key in numbers if not key.partition(",")[0].endswith("_stderr")]
     return [key for name in SHOWN_METRICS for key in numbers if key.partition(",")[0] == name] or numbers
+
+
+def metric_label(task: str, metric: str) -> str:
+    """`task, acc` of the key "acc,none"; a filter that chose among answers is named too."""
+    name, _, filter_name = metric.partition(",")
+    return f"{task}, {name}" + (f" ({filter_name})" if filter_name != "none" else "")
 
 
 def _perplexity_ratio(difference: Interval | None) -> Interval | None:

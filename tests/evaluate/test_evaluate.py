@@ -32,5 +32,14 @@ def test_windows_have_512_tokens_on_the_embedded_text_and_2048_elsewhere(mamba_t
     assert [windows.tokens + 1 for windows in result.windows.values()] == [512, 2048]
 
 
+def test_the_values_per_item_are_plain_data(mamba_tiny):
+    result = quamba.evaluate(*mamba_tiny, ["stdlib"], ["stdlib_cloze"], max_windows=2, limit=3, progress=False)
+    values = json.loads(json.dumps(result.item_values()))
+    windows = result.windows["stdlib"]
+    assert values["ppl"] == {"stdlib": {"nll": list(windows.window_nll), "tokens": [511, 511]}}
+    assert values["lm_eval"] == result.task_items
+    assert len(values["lm_eval"]["stdlib_cloze"]["acc,none"]) == 3
+
+
 def test_nothing_asked_gives_an_empty_result(mamba_tiny):
     assert quamba.evaluate(*mamba_tiny) == EvaluationResult() == {"ppl": {}, "lm_eval": {}}

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import quamba
 from quamba import ops
 from quamba.convert import install_float_mixers
 from quamba.errors import QuambaError
-from quamba.evaluate.log import environment, kernels_run, write_log
+from quamba.evaluate.log import environment, is_current_log, items_path, kernels_run, write_log
 
 
 def test_the_environment_names_what_figures_depend_on():
@@ -47,6 +50,85 @@ def test_logs_of_other_names_stay(tmp_path):
     write_log({"run": 0}, tmp_path, "model_fp")
     write_log({"run": 1}, tmp_path, "model_w8a8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model_fp.json", "model_w8a8.json"]
+
+
+ITEMS = {"ppl": {"stdlib": {"nll": [2.5, float("inf")], "tokens": [9, 4]}}, "lm_eval": {}}
+
+
+def test_values_per_item_lie_beside_the_log(tmp_path):
+    path = write_log({"run": 0}, tmp_path, "mamba-2.8b_w8a8", ITEMS)
+    assert items_path(path) == tmp_path / "mamba-2.8b_w8a8.items.json"
+    assert items_path(path).read_text() == '{"ppl":{"stdlib":{"nll":[2.5,null],"tokens":[9,4]}},"lm_eval":{}}\n'
+
+
+def test_older_values_move_with_their_log(tmp_path):
+    for run in range(3):
+        path = write_log({"run": run}, tmp_path, "model_w8a8", {"run": run} if run != 1 else None)
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # all in one second
+    for log in (path for path in tmp_path.iterdir() if not path.name.endswith(".items.json")):
+        run = json.loads(log.read_text())["run"]
+        assert items_path(log).exists() == (run != 1)  # run 1 had none
+        assert run == 1 or json.loads(items_path(log).read_text()) == {"run": run}
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("items", [None, {"run": 1}])
+def test_values_that_an_interrupted_run_left_are_never_taken_for_those_of_the_next(tmp_path, items):
+    (tmp_path / "model_w8a8.items.json").write_text('{"run":0}')
+    path = write_log({"run": 1}, tmp_path, "model_w8a8", items)
+    assert items_path(path).exists() == (items is not None)
+    left = next(path for path in tmp_path.iterdir() if re.fullmatch(r"model_w8a8\.\d{8}T\d{6}\.items\.json", path.name))
+    assert left.read_text() == '{"run":0}'
+
+
+def test_a_move_that_was_interrupted_is_finished_by_the_next_run(tmp_path, monkeypatch):
+    write_log({"run": 0}, tmp_path, "model_w8a8", {"run": 0})
+    replace = os.replace
+
+    def interrupt(source, target):
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt)
+        write_log({"run": 1}, tmp_path, "model_w8a8", {"run": 1})
+    path = write_log({"run": 2}, tmp_path, "model_w8a8", {"run": 2})
+    (older,) = [log for log in tmp_path.iterdir() if log != path and not log.name.endswith(".items.json")]
+    for log, run in ((path, 2), (older, 0)):
+        assert json.loads(log.read_text()) == json.loads(items_path(log).read_text()) == {"run": run}
+
+
+def test_older_values_are_never_replaced(tmp_path):
+    path = write_log({"run": 0}, tmp_path, "model_w8a8", {"run": 0})
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.localtime(path.stat().st_mtime))
+    (tmp_path / f"model_w8a8.{stamp}.items.json").write_text("others")
+    write_log({"run": 1}, tmp_path, "model_w8a8", {"run": 1})
+    assert (tmp_path / f"model_w8a8.{stamp}.items.json").read_text() == "others"
+    assert json.loads((tmp_path / f"model_w8a8.{stamp}-1.items.json").read_text()) == {"run": 0}
+
+
+def test_a_log_that_is_there_has_its_values(tmp_path, monkeypatch):
+    written = []
+    module = sys.modules[write_log.__module__]  # `quamba.evaluate` is the function
+    monkeypatch.setattr(module, "write_text_atomically", lambda path, text: written.append(path.name))
+    write_log({}, tmp_path, "model_w8a8", {})
+    assert written == ["model_w8a8.items.json", "model_w8a8.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "current"),
+    [
+        ("mamba-2.8b_w8a8.json", True),
+        ("mamba-2.8b_w8a8.items.json", False),
+        ("mamba-2.8b_w8a8.20260101T000000.json", False),
+        ("mamba-2.8b_w8a8.20260101T000000-12.json", False),
+        ("mamba-2.8b_w8a8.20260101T000000.items.json", False),
+        (".mamba-2.8b_w8a8.abcdef.json", False),
+        ("mamba-2.8b_w8a8.md", False),
+    ],
+)
+def test_current_logs_are_told_by_their_names(name, current):
+    assert is_current_log(Path("logs") / name) is current
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

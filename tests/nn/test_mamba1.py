@@ -5,12 +5,13 @@ import torch
 from transformers import DynamicCache
 
 from quamba import numerics
-from quamba.calibration import calibrate, parse_observers
+from quamba.calibration import calibrate
 from quamba.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.quantize import transform
 from quamba.scheme import QuantizationRecipe, get_scheme
+from quamba.tap_observers import parse_observers
 
 OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"tie_word_embeddings": False}]
 

@@ -1,0 +1,60 @@
+"""`python -m quamba COMMAND`: a module of `commands` each."""
+
+import os
+
+# before torch is imported, as in main.py: a thread that waits gives up its core
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import logging
+import sys
+import traceback
+
+from .commands import compare_logs, observers
+from .errors import QuambaError
+
+COMMANDS = (observers, compare_logs)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; every command adds its own options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quamba",
+        description="Tools beside main.py, which quantizes and measures a model.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.HELP[0].upper() + command.HELP[1:] + ".",
+            epilog=command.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.add_argument("--verbose", action="store_true", help="log what is going on, in detail")
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 2 for a mistake in the options or the files, 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("quamba").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        args.run(args)
+    except QuambaError as error:
+        if args.verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"quamba {args.command}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"quamba {args.command}: interrupted\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Activations on disk: the first batch of every tap and a histogram of all batches, one safetensors file per layer.
+
+Tensors of `layer_003.safetensors`: `x` (the first batch as the tap gave it, [B, L, channels]) and, of its histogram,
+`x.positive.counts`, `x.positive.sums`, `x.negative.counts`, `x.negative.sums` (see `MagnitudeHistogram`). The metadata
+holds the model, the layer, and for every tap shape, dtype and what the histogram's bins mean.
+"""
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import QuambaError
+from .files import replace_atomically, require_writable
+from .histogram import MagnitudeHistogram, SignedHistogram
+from .observer_base import finite_extremes
+
+FORMAT = "quamba-activations-1"
+HEAD_FILE = "head.safetensors"
+SIDES = ("positive", "negative")
+# Standard deviation of tap x of mamba-tiny: 0.36 to 0.41, by layer.
+SYNTHETIC_SPREAD = 0.38
+SYNTHETIC_NORMALS, SYNTHETIC_OUTLIERS, OUTLIER_RANGE = 10_000, 100, (5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class TapActivations:
+    """Values of one tap of one layer (None: the head's input, or synthetic).
+
+    values: [..., channels], any float dtype. histogram: of everything that calibration saw, None where not recorded.
+    outliers: bool like `values` where it is known which values are outliers, else None.
+    """
+
+    tap: str
+    layer: int | None
+    values: Tensor
+    histogram: SignedHistogram | None = None
+    outliers: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """`layers.3.x`, or the tap's name where it belongs to no layer."""
+        return self.tap if self.layer is None else f"layers.{self.layer}.{self.tap}"
+
+
+def synthetic_activations(seed: int, spread: float = SYNTHETIC_SPREAD) -> TapActivations:
+    """10,000 normal values of that standard deviation and 100 outliers of magnitude 5 to 10 and either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = spread * torch.randn(SYNTHETIC_NORMALS, generator=generator)
+    low, high = OUTLIER_RANGE
+    magnitude = low + (high - low) * torch.rand(SYNTHETIC_OUTLIERS, generator=generator)
+    sign = 2.0 * torch.randint(0, 2, (SYNTHETIC_OUTLIERS,), generator=generator) - 1
+    outliers = torch.arange(SYNTHETIC_NORMALS + SYNTHETIC_OUTLIERS) >= SYNTHETIC_NORMALS
+    return TapActivations("synthetic", None, torch.cat([normal, sign * magnitude]), outliers=outliers)
+
+
+def split_tap_name(name: str) -> tuple[int | None, str]:
+    """`layers.3.x` -> (3, "x"); `head_in` -> (None, "head_in")."""
+    *prefix, tap = name.split(".")
+    return (int(prefix[-1]) if prefix else None), tap
+
+
+class ActivationRecorder:
+    """Context manager that keeps what `update` is given, and writes it to `directory` when the block is left.
+
+    `taps`, `layers`: only these, all by default. Memory holds the histograms (about 2 MB a tap); the first batches go
+    to the disk as they come. A block that is left by an error leaves nothing behind. Raises QuambaError where the
+    directory cannot be written or holds activations already.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        model: str,
+        taps: Collection[str] | None = None,
+        layers: Collection[int] | None = None,
+    ):
+        self.directory, self.model = Path(directory), model
+        self.taps, self.layers = taps, layers
+        self._histograms: dict[str, SignedHistogram] = {}
+        self._first: dict[str, dict] = {}  # name -> shape and dtype of the first batch
+        self._parts: tempfile.TemporaryDirectory | None = None
+        check_recordable(self.directory)
+
+    def __enter__(self) -> "ActivationRecorder":
+        self._parts = tempfile.TemporaryDirectory(dir=self.directory, prefix=".parts-")
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None:
+                self._write()
+        finally:
+            self._parts.cleanup()
+
+    def wants(self, name: str) -> bool:
+        """Whether a tap is among those to record."""
+        layer, tap = split_tap_name(name)
+        return (self.taps is None or tap in self.taps) and (self.layers is None or layer in self.layers)
+
+    def update(self, name: str, x: Tensor) -> None:
+        """Takes in one batch of a tap. Raises QuambaError for NaN and infinity, naming the tap."""
+        finite_extremes(x, f"tap {name}")
+        if name not in self._histograms:
+            try:
+                save_file({"values": x.detach().cpu().contiguous()}, self._part(name))
+            except (OSError, SafetensorError) as error:
+                raise QuambaError(f"cannot write to {self.directory}: {error}") from error
+            self._first[name] = {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+            self._histograms[name] = SignedHistogram()
+        self._histograms[name].update(x)
+
+    def _part(self, name: str) -> Path:
+        return Path(self._parts.name) / name
+
+    def _write(self) -> None:
+        by_layer: dict[int | None, list[str]] = {}
+        for name in self._histograms:
+            by_layer.setdefault(split_tap_name(name)[0], []).append(name)
+        with ExitStack() as undo:  # where a layer cannot be written the earlier ones go too
+            for layer, names in by_layer.items():
+                path = self.directory / layer_file(layer)
+                self._write_layer(path, layer, names)
+                undo.callback(path.unlink, missing_ok=True)
+            undo.pop_all()
+
+    def _write_layer(self, path: Path, layer: int | None, names: list[str]) -> None:
+        tensors, taps = {}, {}
+        for name in names:
+            tap = split_tap_name(name)[1]
+            tensors[tap] = load_file(self._part(name))["values"]
+            arrays, described = _histogram_to_tensors(tap, self._histograms[name])
+            tensors |= arrays
+            taps[tap] = {**self._first[name], "histogram": described}
+        metadata = {"format": FORMAT, "model": self.model, "layer": json.dumps(layer), "taps": json.dumps(taps)}
+        try:
+            with replace_atomically(path) as temporary:
+                save_file(tensors, temporary, metadata)
+        except (OSError, SafetensorError) as error:
+            raise QuambaError(f"cannot write {path}: {error}") from error
+
+
+def layer_file(layer: int | None) -> str:
+    """The file that a layer's activations are in."""
+    return HEAD_FILE if layer is None else f"layer_{layer:03d}.safetensors"
+
+
+def _files(directory: Path) -> list[Path]:
+    return [*sorted(directory.glob("layer_*.safetensors")), *directory.glob(HEAD_FILE)]
+
+
+def check_recordable(directory: str | Path) -> None:
+    """Raises QuambaError where activations cannot be written to `directory`, or others are there already."""
+    require_writable(Path(directory))
+    if there := _files(Path(directory)):
+        raise QuambaError(f"{directory} holds activations already ({there[0].name}): name another folder, or empty it")
+
+
+def _histogram_to_tensors(tap: str, histogram: SignedHistogram) -> tuple[dict[str, Tensor], dict]:
+    tensors, described = {}, {"count": histogram.count}
+    for side in SIDES:
+        magnitudes: MagnitudeHistogram = getattr(histogram, side)
+        tensors |= {f"{tap}.{side}.counts": magnitudes.counts.cpu(), f"{tap}.{side}.sums": magnitudes.sums.cpu()}
+        described[side] = {name: getattr(magnitudes, name) for name in ("mantissa_bits", "octave", "peak")}
+    return tensors, described
+
+
+def _histogram_from_tensors(tap: str, file, described: dict) -> SignedHistogram:
+    histogram = SignedHistogram()
+    histogram.count = described["count"]
+    for side in SIDES:
+        magnitudes = MagnitudeHistogram(described[side]["mantissa_bits"], described[side]["octave"])
+        magnitudes.peak = described[side]["peak"]
+        magnitudes.counts, magnitudes.sums = (file.get_tensor(f"{tap}.{side}.{name}") for name in ("counts", "sums"))
+        setattr(histogram, side, magnitudes)
+    return histogram
+
+
+@dataclass(frozen=True)
+class SavedActivations:
+    """A directory of activations: iterating reads one tap at a time."""
+
+    model: str
+    index: list[tuple[Path, int | None, str, dict]]  # file, layer, tap, description
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[TapActivations]:
+        for path, layer, tap, described in self.index:
+            try:
+                with safe_open(path, "pt") as file:
+                    histogram = _histogram_from_tensors(tap, file, described["histogram"])
+                    yield TapActivations(tap, layer, file.get_tensor(tap), histogram)
+            except (OSError, SafetensorError, KeyError) as error:
+                raise QuambaError(f"{path}: cannot read tap {tap}: {error}") from error
+
+
+def _read_metadata(path: Path) -> tuple[str, int | None, dict[str, dict]]:
+    """(model, layer, tap -> description) of one file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise QuambaError(f"cannot read the activations {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise QuambaError(f"{path} holds no activations in the format {FORMAT}: record them again")
+    return metadata["model"], json.loads(metadata["layer"]), json.loads(metadata["taps"])
+
+
+def open_activations(
+    directory: str | Path, taps: Collection[str] | None = None, layers: Collection[int] | None = None
+) -> SavedActivations:
+    """What an ActivationRecorder wrote to `directory`; `taps`, `layers`: only these, in the order of the files.
+
+    Raises QuambaError where there are none, where a file is not one of them, or where a tap or layer is not there.
+    """
+    directory, index, models = Path(directory), [], set()
+    for path in _files(directory):
+        model, layer, described = _read_metadata(path)
+        models.add(model)
+        index += [(path, layer, tap, described[tap]) for tap in described]
+    if not index:
+        raise QuambaError(f"{directory} holds no activations: write them with main.py --save_activations {directory}")
+    if len(models) > 1:
+        raise QuambaError(f"{directory} holds activations of several models: {', '.join(sorted(models))}")
+    known_taps, known_layers = (dict.fromkeys(i[place] for i in index if i[place] is not None) for place in (2, 1))
+    for what, wanted, known in (("tap", taps, known_taps), ("layer", layers, known_layers)):
+        if missing := [value for value in wanted or () if value not in known]:
+            there = ", ".join(map(str, known)) or "none"
+            raise QuambaError(f"{directory} has no {what} {missing[0]}: it has {there}")
+    chosen = [i for i in index if (taps is None or i[2] in taps) and (layers is None or i[1] in layers)]
+    if not chosen:
+        raise QuambaError(f"{directory} has none of the taps {', '.join(taps or ())} in the layers {layers}")
+    return SavedActivations(models.pop(), chosen)

@@ -1,0 +1,92 @@
+"""`python -m quamba compare-logs`: result logs of main.py as one table, with intervals where they are comparable."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import QuambaError
+from ..evaluate.log import items_path
+from ..files import require_writable, write_text_atomically
+from ..study.compare_logs import compare_logs
+from ..study.log_table import to_dict, to_markdown
+from ..study.result_log import ResultLog, read_logs
+from ..study.saving import check_figure_path, save_figure
+from .arguments import names, positive_int, seed, share
+
+NAME = "compare-logs"
+HELP = "compare result logs of main.py: a table of differences, with intervals where the same texts were measured"
+EXAMPLES = """examples:
+  python main.py mamba-tiny --quantize --log_dir logs/percentile
+  python main.py mamba-tiny --quantize --observer mse --log_dir logs/mse
+  python -m quamba compare-logs logs/percentile logs/mse --plot logs.png
+  python -m quamba compare-logs logs/percentile logs/mse --against_float --format json --output logs.json
+  python -m quamba compare-logs logs/percentile/mamba-tiny_w8a8 --against_float
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "logs", nargs="+", metavar="LOG", help="a log, or a folder with one log; the first is what others differ from"
+    )
+    parser.add_argument("--labels", type=names, metavar="A,B", help="of the logs (default: what tells the paths apart)")
+    parser.add_argument(
+        "--against_float", action="store_true", help="differ from the float model that the first log measured too"
+    )
+    parser.add_argument("--confidence", type=share, default=0.95, metavar="P", help="of intervals (default: 0.95)")
+    parser.add_argument(
+        "--resamples", type=positive_int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="(default: markdown)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, not to the terminal")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the changes as a figure: .png, .svg or .pdf")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The whole command. Raises QuambaError for what the user can mend."""
+    logs = read_logs(args.logs)
+    _check_outputs(args, logs)
+    comparison = compare_logs(logs, args.labels, args.against_float, args.confidence, args.resamples, args.seed)
+    figure = None
+    if args.plot:
+        from ..study.log_figures import compare_figure  # matplotlib
+
+        figure = compare_figure(comparison)
+    if args.format == "json":
+        text = json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"
+    else:
+        text = to_markdown(comparison)
+    if args.output:
+        write_text_atomically(args.output, text)
+        _say(f"table   {args.output}")
+    else:
+        sys.stdout.write(text)
+    if figure:
+        save_figure(figure, args.plot)
+        _say(f"figure  {args.plot}")
+
+
+def _check_outputs(args: argparse.Namespace, logs: list[ResultLog]) -> None:
+    """Raises QuambaError where an output could not be written, or would replace what is compared."""
+    read = {path.resolve() for log in logs for path in (log.path, items_path(log.path))}
+    for option in ("output", "plot"):
+        path = getattr(args, option)
+        if path and path.resolve() in read:
+            raise QuambaError(f"--{option} {path} is one of the logs that are compared: name another file")
+    if args.output and args.plot and args.output.resolve() == args.plot.resolve():
+        raise QuambaError(f"--output and --plot both name {args.output}: give each its own file")
+    if args.output:
+        if args.output.is_dir():
+            raise QuambaError(f"--output {args.output} is a folder: name a file")
+        require_writable(args.output.parent)
+    if args.plot:
+        check_figure_path(args.plot)
+
+
+def _say(line: str) -> None:
+    """For a reader, never into what goes to the standard output."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,313 @@
+"""`python -m quamba observers`: which scale strategy fits the activations of which tap."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, open_activations, synthetic_activations
+from ..calibration import CalibrationText
+from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from ..convert import check_architecture
+from ..data import EMBEDDED_MODELS, EmbeddedDefaults
+from ..errors import QuambaError
+from ..evaluate.log import finite
+from ..files import require_writable, write_text_atomically
+from ..observer import load_plugin, observer_names
+from ..study.capture import capture
+from ..study.comparison import NORMAL_RATIO, Comparison, compare_strategies
+from ..study.end_to_end import Evaluation, measure_strategies, observers_of
+from ..study.report import TERMINAL_WIDTH, aggregate_sections, detail_section, verdict_lines
+from ..study.strategies import BASELINE, Strategy, parse_strategies
+from ..study.verdict import EndToEnd, Rule, judge, verdict_dict
+from .arguments import names, positive_int, seed, share
+
+NAME = "observers"
+HELP = "compare scale strategies on activations, offline, and say by a stated rule which to adopt"
+EXAMPLES = """examples:
+  python -m quamba observers --synthetic                                10,000 normal values and 100 outliers
+  python -m quamba observers --model mamba-tiny --taps x,out --layers 0,3
+  python main.py mamba-tiny --quantize --save_activations acts          then, as often as you like:
+  python -m quamba observers --activations acts --plot observers.png
+  python -m quamba observers --activations acts --plugin mine.py --strategy mine:sigmas=4 --strategy mse
+  python -m quamba observers --model mamba-tiny --end_to_end            with perplexity and accuracy in the verdict
+"""
+FEW = 6  # comparisons whose details are printed without --details
+WITH_MODEL = (
+    "pretrained_dir",
+    "calib_dataset",
+    "calib_data_num",
+    "calib_seqlen",
+    "batch_size",
+    "rotate_residual",
+    "save_activations",
+)
+END_TO_END = ("ppl_dataset", "ppl_windows", "task_list")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    source = parser.add_argument_group("activations, one of").add_mutually_exclusive_group(required=True)
+    source.add_argument("--synthetic", action="store_true", help="10,000 normal values and 100 outliers of 5 to 10")
+    source.add_argument("--activations", metavar="DIR", type=Path, help="what --save_activations DIR wrote")
+    source.add_argument("--model", metavar="NAME", help="captured first from a float model, as for main.py")
+    which = parser.add_argument_group("what is compared")
+    which.add_argument("--taps", type=names, metavar="A,B", help="only these taps (default: all)")
+    which.add_argument("--layers", type=layer_list, metavar="0,3", help="only these layers (default: all)")
+    which.add_argument(
+        "--strategy",
+        action="append",
+        metavar="NAME[:ARG=VALUE,...]",
+        help=f"an observer with its arguments, may be repeated (default: all of {', '.join(observer_names())})",
+    )
+    which.add_argument("--baseline", default=BASELINE, metavar="NAME", help=f"(default: {BASELINE}, which is max/127)")
+    which.add_argument("--plugin", action="append", metavar="FILE", help="registers observers of your own; repeatable")
+    which.add_argument("--bits", type=int, default=8, metavar="N", help="of the integers (default: 8)")
+    which.add_argument(
+        "--normal_ratio",
+        type=share,
+        metavar="P",
+        help=f"values beyond this quantile of |x| are outliers (default: {NORMAL_RATIO})",
+    )
+    which.add_argument("--seed", type=seed, default=0, metavar="N", help="of synthetic values, of the calibration text")
+    which.add_argument("--spread", type=float, metavar="S", help=f"of --synthetic (default: {SYNTHETIC_SPREAD})")
+    _add_model_arguments(parser.add_argument_group("with --model"))
+    rule, default = parser.add_argument_group("the verdict's rule"), Rule()
+    rule.add_argument(
+        "--min_mse_drop",
+        type=float,
+        default=default.min_mse_drop,
+        metavar="SHARE",
+        help=f"(default: {default.min_mse_drop})",
+    )
+    rule.add_argument(
+        "--max_ppl_ratio",
+        type=float,
+        default=default.max_ppl_ratio,
+        metavar="RATIO",
+        help=f"(default: {default.max_ppl_ratio})",
+    )
+    rule.add_argument(
+        "--min_accuracy_gain",
+        type=float,
+        default=default.min_accuracy_gain,
+        metavar="POINTS",
+        help=f"(default: {default.min_accuracy_gain})",
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument("--details", action="store_true", help="print every tap of every layer, however many")
+    out.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="(default: table)")
+    out.add_argument("--output", type=Path, metavar="FILE", help="write Markdown or JSON there, not to the terminal")
+    out.add_argument("--plot", type=Path, metavar="FILE.png", help="histogram, reconstruction and heat map as a figure")
+    out.add_argument(
+        "--plot_tap", metavar="NAME", help="the tap that the figure shows: layers.3.x (default: the first)"
+    )
+
+
+def _add_model_arguments(group) -> None:
+    group.add_argument("--pretrained_dir", type=os.path.expanduser, metavar="DIR", help="where models are looked up")
+    group.add_argument("--calib_dataset", metavar="NAME|FILE", help="as for main.py, and with the same defaults")
+    group.add_argument("--calib_data_num", type=positive_int, metavar="N", help="sequences")
+    group.add_argument("--calib_seqlen", type=positive_int, metavar="N", help="tokens of each")
+    group.add_argument(
+        "--batch_size", type=positive_int, metavar="N", help="sequences at a time, those of the first batch"
+    )
+    group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
+    group.add_argument("--save_activations", type=Path, metavar="DIR", help="keep what was captured")
+    group.add_argument("--end_to_end", action="store_true", help="quantize with every strategy and measure the models")
+    group.add_argument("--ppl_dataset", metavar="NAME|FILE", help="text of --end_to_end (default: as for main.py)")
+    group.add_argument("--ppl_windows", type=positive_int, metavar="N", help="only the first windows of that text")
+    group.add_argument(
+        "--task_list", type=names, metavar="A,B", help="lm-eval tasks of --end_to_end; the first decides"
+    )
+
+
+def layer_list(text: str) -> list[int]:
+    """argparse type: `0,3,7`."""
+    return [int(layer) for layer in names(text)]
+
+
+@dataclass
+class _Source:
+    """Where the activations are from."""
+
+    activations: Iterable[TapActivations]
+    name: str
+    count: int
+    real: bool
+
+
+def run(args: argparse.Namespace) -> None:
+    """The whole command. Raises QuambaError for what the user can mend."""
+    for plugin in args.plugin or ():
+        load_plugin(plugin)
+    strategies = parse_strategies(args.strategy or observer_names(), args.baseline, args.bits)
+    _check(args)
+    with ExitStack() as stack:
+        checkpoint = _resolve(args) if args.model else None
+        evaluation = _evaluation(args, checkpoint, strategies) if args.end_to_end else None
+        source = _open(args, checkpoint, stack)
+        comparison = compare_strategies(
+            source.activations,
+            strategies,
+            source=source.name,
+            real=source.real,
+            n_bits=args.bits,
+            normal_ratio=args.normal_ratio or NORMAL_RATIO,
+            total=source.count,
+        )
+        figure = _figure(args, comparison, source) if args.plot else None
+    measured = None
+    if evaluation:
+        text = _text(args, checkpoint)
+        measured = measure_strategies(checkpoint, strategies, args.taps, text, evaluation, args.rotate_residual)
+    rule = Rule(args.min_mse_drop, args.max_ppl_ratio, args.min_accuracy_gain)
+    _report(args, comparison, rule, measured)
+    if figure:
+        from ..study.saving import save_figure
+
+        save_figure(figure, args.plot)
+        _say(args, f"figure  {args.plot}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises QuambaError for options that do nothing here, and for outputs that could not be written."""
+    for option in (*WITH_MODEL, "end_to_end"):
+        if not args.model and getattr(args, option):
+            raise QuambaError(f"--{option} does nothing without --model")
+    for option in END_TO_END:
+        if not args.end_to_end and getattr(args, option):
+            raise QuambaError(f"--{option} does nothing without --end_to_end")
+    for option in ("taps", "layers", "normal_ratio"):
+        if args.synthetic and getattr(args, option):
+            raise QuambaError(f"--{option} does nothing with --synthetic")
+    if args.spread is not None and not (args.synthetic and args.spread > 0):
+        raise QuambaError(f"--spread {args.spread}: a positive number, and only with --synthetic")
+    if args.end_to_end and args.layers:
+        raise QuambaError("--end_to_end quantizes whole models: drop --layers")
+    if args.end_to_end and args.bits != 8:
+        raise QuambaError(f"--end_to_end runs 8-bit activations, not --bits {args.bits}")
+    if args.plot_tap and not args.plot:
+        raise QuambaError("--plot_tap does nothing without --plot")
+    if args.output and args.format == "table":
+        raise QuambaError(f"--output {args.output} takes Markdown or JSON: add --format markdown or --format json")
+    if args.output:
+        require_writable(args.output.parent)
+        if args.output.is_dir():
+            raise QuambaError(f"--output {args.output} is a folder: name a file")
+    if args.plot:
+        from ..study.saving import check_figure_path
+
+        check_figure_path(args.plot)
+    if args.save_activations:
+        check_recordable(args.save_activations)
+
+
+def _resolve(args: argparse.Namespace) -> Checkpoint:
+    checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
+    if checkpoint.quantization_method is not None:
+        raise QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
+    return checkpoint
+
+
+def _embedded_defaults(checkpoint: Checkpoint) -> EmbeddedDefaults | None:
+    return EMBEDDED_MODELS[checkpoint.name] if checkpoint.embedded else None
+
+
+def _text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText:
+    embedded = _embedded_defaults(checkpoint)
+    default = CalibrationText.of(embedded) if embedded else CalibrationText()
+    return CalibrationText(
+        dataset=args.calib_dataset or default.dataset,
+        data_num=args.calib_data_num or default.data_num,
+        seqlen=args.calib_seqlen or default.seqlen,
+        seed=args.seed,
+        batch_size=args.batch_size or default.batch_size,
+    )
+
+
+def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitStack) -> _Source:
+    if args.synthetic:
+        values = synthetic_activations(args.seed, args.spread or SYNTHETIC_SPREAD)
+        return _Source([values], f"synthetic values, seed {args.seed}", 1, real=False)
+    directory = args.activations or args.save_activations
+    if args.model:
+        directory = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="quamba-activations-"))
+        model, tokenizer = load_checkpoint(checkpoint)
+        check_architecture(model)
+        text = _text(args, checkpoint)
+        capture(model, tokenizer, text, directory, args.taps, args.layers, args.rotate_residual)
+    saved = open_activations(directory, args.taps, args.layers)
+    return _Source(saved, saved.model, len(saved), real=True)
+
+
+def _figure(args: argparse.Namespace, comparison: Comparison, source: _Source):
+    from ..study.figures import strategy_figure
+
+    wanted = args.plot_tap or comparison.taps[0].name
+    for activations in source.activations:
+        if activations.name == wanted:
+            return strategy_figure(comparison, activations)
+    known = ", ".join(tap.name for tap in comparison.taps)
+    raise QuambaError(f"--plot_tap {wanted!r} was not compared: {known} were")
+
+
+def _evaluation(args: argparse.Namespace, checkpoint: Checkpoint, strategies: list[Strategy]) -> Evaluation:
+    """That of --end_to_end. Raises QuambaError for what could not be measured, before anything slow runs."""
+    for strategy in strategies:
+        observers_of(strategy, args.taps)
+    defaults = _embedded_defaults(checkpoint)
+    base = Evaluation.of(defaults) if defaults else Evaluation()
+    evaluation = Evaluation(
+        dataset=args.ppl_dataset or base.dataset,
+        windows=args.ppl_windows or (None if args.ppl_dataset else base.windows),
+        tasks=args.task_list or base.tasks,
+        batch_size=args.batch_size or base.batch_size,
+    )
+    evaluation.check()
+    return evaluation
+
+
+def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measured: dict[str, EndToEnd] | None) -> None:
+    verdicts = judge(comparison, rule, measured)
+    if args.format == "json":
+        data = {**comparison.to_dict(), **verdict_dict(rule, verdicts, measured)}
+        _write(args, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
+        return
+    details = comparison.taps if args.details or len(comparison.taps) <= FEW else []
+    sections = [*map(detail_section, details)]
+    if len(comparison.taps) > 1:
+        sections += aggregate_sections(comparison)
+    lines = verdict_lines(rule, verdicts)
+    if args.format == "markdown":
+        _write(args, "\n".join([*(section.to_markdown() for section in sections), *lines]) + "\n")
+        return
+    console = Console()
+    console.width = max(console.width, TERMINAL_WIDTH)
+    for section in sections:
+        console.print(section.to_rich())
+    if not details:
+        lines.append(
+            f"({len(comparison.taps)} taps and layers were compared: --details prints each, --format json too)"
+        )
+    for line in lines:
+        _say(args, line)
+
+
+def _write(args: argparse.Namespace, text: str) -> None:
+    if args.output:
+        write_text_atomically(args.output, text)
+    else:
+        sys.stdout.write(text)
+
+
+def _say(args: argparse.Namespace, line: str) -> None:
+    """For a reader, never into Markdown or JSON on the standard output."""
+    Console(stderr=args.format != "table").print(line, markup=False, highlight=False, soft_wrap=True)

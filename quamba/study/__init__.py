@@ -1,0 +1,1 @@
+"""Comparing scale strategies: captured activations, verdicts, result logs, figures."""

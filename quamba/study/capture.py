@@ -1,0 +1,63 @@
+"""Records the activations of a model, as calibration would see them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..activations import ActivationRecorder
+from ..calibration import CalibrationText, calibrate, model_fingerprint
+from ..convert import HEAD_TAP, install_float_mixers
+from ..errors import QuambaError
+from ..nn.mamba1 import TAPS
+from ..quantize import transform
+from ..tap_observers import parse_observers
+from .strategies import BASELINE
+
+
+def check_taps(taps: Collection[str] | None, layers: Collection[int] | None, layer_count: int) -> None:
+    """Raises QuambaError for taps and layers that a model does not have; None means all."""
+    known = (*TAPS, HEAD_TAP)
+    for tap in taps or ():
+        if tap not in known:
+            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}")
+    for layer in layers or ():
+        if not 0 <= layer < layer_count:
+            raise QuambaError(f"there is no layer {layer}: the model has layers 0 to {layer_count - 1}")
+    if layers is not None and HEAD_TAP in (taps or ()):
+        raise QuambaError(f"tap {HEAD_TAP} belongs to no layer: drop the layers, or the tap")
+
+
+def capture(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: CalibrationText,
+    directory: str | Path,
+    taps: Collection[str] | None = None,
+    layers: Collection[int] | None = None,
+    rotate_residual: bool = False,
+    progress: bool = True,
+) -> None:
+    """Runs the calibration text through a float Mamba, which is transformed in place, and records its taps.
+
+    `taps`, `layers`: only these; None: all, without the head's input. Raises QuambaError for what does not exist.
+    """
+    check_taps(taps, layers, model.config.num_hidden_layers)
+    install_float_mixers(model)
+    windows = text.windows(tokenizer)
+    recorder = ActivationRecorder(directory, Path(model.config.name_or_path).name, taps, layers)
+    head = HEAD_TAP in (taps or ())
+    fingerprint = model_fingerprint(model)
+    model.float()
+    transform(model, rotate_residual)
+    calibrate(
+        model,
+        windows,
+        parse_observers({"all": BASELINE}, head),
+        fingerprint=fingerprint,
+        head=head,
+        text=text,
+        batch_size=text.batch_size,
+        recorder=recorder,
+        progress=progress,
+    )

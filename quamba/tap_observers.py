@@ -1,0 +1,73 @@
+"""Which observer watches which tap: the defaults, and how a user names others."""
+
+from collections.abc import Mapping
+
+from .convert import HEAD_TAP
+from .errors import QuambaError
+from .nn.mamba1 import TAPS
+from .observer import Observer, create_observer, observer_names
+
+# The observer of every tap that the user names none for. Where another than min-max stands it lowers the error of the
+# tap by 14 % or more and does not raise the perplexity; docs/observer-study.md has the figures.
+DEFAULT_OBSERVERS = {
+    "in": "percentile",
+    "conv_in": "percentile",
+    "z": "percentile",
+    "x": "mse",
+    "dt_rank": "minmax",
+    "B": "minmax",
+    "C": "minmax",
+    "out": "mse",
+    HEAD_TAP: "minmax",
+}
+OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with outliers (Quamba, section 4)
+
+
+def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True) -> dict[str, str]:
+    """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
+
+    A tap's own name goes before `all`, wherever it stands; taps that are not named keep DEFAULT_OBSERVERS, all of them
+    where `spec` is None. `head`: whether the head is quantized, so that tap head_in may be named. Raises QuambaError on
+    an unknown tap or observer, and on a tap that is named twice.
+    """
+    if spec is None:
+        pairs = []
+    elif isinstance(spec, str):
+        pairs = [part.split("=", 1) if "=" in part else [OBSERVED_TAP, part] for part in spec.split(",")]
+    elif isinstance(spec, Mapping):
+        pairs = list(spec.items())
+    else:
+        raise QuambaError(f"observer must be a name or a mapping of taps to names, not {spec!r}")
+    known = (*TAPS, HEAD_TAP)
+    named = [tap for tap, _ in pairs]
+    for tap, name in pairs:
+        if tap not in (*known, "all"):
+            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
+        if name not in observer_names():
+            raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
+        if tap == HEAD_TAP and not head:
+            raise QuambaError(f"tap {HEAD_TAP} has an observer only where the head is quantized: --quantize_lm_head")
+    if twice := [tap for tap in named if named.count(tap) > 1]:
+        raise QuambaError(f"tap {twice[0]!r} is given more than one observer in {spec!r}: name one")
+    own = dict(pairs)
+    defaults = dict.fromkeys(known, own.pop("all")) if "all" in own else DEFAULT_OBSERVERS
+    return {tap: own.get(tap, defaults[tap]) for tap in (known if head else TAPS)}
+
+
+def create_tap_observer(name: str, n_bits: int, options: Mapping) -> Observer:
+    """An observer for a tap. Raises QuambaError for arguments that it does not take, or that taps do not allow."""
+    if "n_bits" in options:
+        raise QuambaError(f"observer {name!r}: n_bits follows from the scheme, it is no option here")
+    observer = create_observer(name, n_bits=n_bits, **options)
+    if not observer.sym:
+        raise QuambaError(f"observer {name!r}: taps are quantized symmetrically, sym=False has no kernels")
+    return observer
+
+
+def check_observer_options(observers: Mapping[str, str], options: Mapping[str, Mapping], n_bits: int = 8) -> None:
+    """Raises QuambaError for arguments of an observer that no tap uses, and for those that an observer refuses."""
+    used = sorted(set(observers.values()))
+    if unused := sorted(set(options) - set(used)):
+        raise QuambaError(f"options for observer {unused[0]!r}, which no tap uses: the taps use {', '.join(used)}")
+    for name in used:
+        create_tap_observer(name, n_bits, options.get(name, {}))

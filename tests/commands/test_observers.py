@@ -1,0 +1,497 @@
+"""`python -m quamba observers` from its options to its outputs, and the options that it refuses."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from quamba import observer_base
+from quamba.__main__ import main
+from quamba.activations import ActivationRecorder, open_activations
+from quamba.calibration import CalibrationText
+from quamba.commands import observers
+from quamba.data import EMBEDDED_MODELS
+from quamba.evaluate.compare import Interval
+from quamba.study.comparison import NORMAL_RATIO, compare_strategies
+from quamba.study.end_to_end import Evaluation
+from quamba.study.strategies import parse_strategies
+from quamba.study.verdict import EndToEnd, Rule
+
+from ..markdown_tables import parse_markdown
+
+NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "my_observer.py"
+TINY = EMBEDDED_MODELS["mamba-tiny"]
+QUICK = ["--calib_data_num", "2", "--calib_seqlen", "64"]
+MAMBA_TINY = ["--model", "mamba-tiny", *QUICK]
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path):
+    """Files go to the test's own folder, the hub is never asked, and plug-ins and log levels are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
+    monkeypatch.setattr(observer_base, "_plugins", {})
+    level = logging.getLogger("quamba").level
+    yield
+    logging.getLogger("quamba").setLevel(level)
+
+
+def output(capsys, *options: str) -> str:
+    """What a run that ends well writes to the standard output."""
+    capsys.readouterr()
+    assert main(["observers", *options]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def as_json(capsys, *options: str) -> dict:
+    """The result as strict JSON: neither NaN nor Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(output(capsys, *options, "--format", "json"), parse_constant=refuse)
+
+
+def fails(capsys, *options: str) -> str:
+    """The one line that a run ends with which is refused before any work: status 2, nothing on the standard output."""
+    capsys.readouterr()
+    assert main(["observers", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("quamba observers: error: ")
+    assert len(err.splitlines()) == 1
+    return err.removeprefix("quamba observers: error: ").removesuffix("\n")
+
+
+@pytest.fixture
+def acts(tmp_path) -> str:
+    """A folder `acts` with the taps x and out of four layers, the later ones with the longer tails."""
+    generator = torch.Generator().manual_seed(0)
+    with ActivationRecorder(tmp_path / "acts", "mamba-small") as recorder:
+        for layer in range(4):
+            for tap in ("x", "out"):
+                x = torch.randn(2, 30, 16, generator=generator)
+                recorder.update(f"layers.{layer}.{tap}", x * torch.exp(layer * 0.4 * x))
+    return "acts"
+
+
+@pytest.fixture
+def tiny(tmp_path, tiny_mamba, tiny_tokenizer) -> list[str]:
+    """The options of a run on a tiny float model and a small text: `tiny`, `text.txt`."""
+    tiny_mamba(vocab_size=50).save_pretrained("tiny")
+    tiny_tokenizer.save_pretrained("tiny")
+    Path("text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(3000)))
+    return ["--model", "tiny", "--calib_dataset", "text.txt", "--calib_data_num", "4", "--calib_seqlen", "16"]
+
+
+# --- synthetic values ---
+
+
+def test_synthetic_values_are_compared_and_decide_nothing(capsys):
+    out = output(capsys, "--synthetic")
+    assert "synthetic: 10100 values, 100 of them outliers" in out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()[:1] and line[1:2].isalpha()}
+    assert set(NAMES) <= set(rows)
+    assert float(rows["minmax"][2]) == 1  # MSE relative to the baseline
+    assert float(rows["mse"][2]) < 1 < float(rows["outlier_aware"][2])
+    assert f"Rule: {Rule().describe()}." in out
+    assert out.count("undecided") == 4
+    assert "not adopt" not in out
+
+
+def test_the_seed_and_the_spread_decide_the_synthetic_values(capsys):
+    def scales(*options):
+        (tap,) = as_json(capsys, "--synthetic", *options)["taps"]
+        return [result["scale"] for result in tap["results"]]
+
+    assert scales() == scales("--seed", "0")
+    assert scales() != scales("--seed", "1")
+    assert scales("--spread", "0.1")[2] == pytest.approx(scales("--spread", "0.2")[2] / 2, rel=1e-2)  # a quantile
+
+
+def test_strategies_bits_and_baseline_are_those_asked_for(capsys):
+    strategies = ["--strategy", "outlier_aware:normal_ratio=0.999", "--strategy", "percentile"]
+    data = as_json(capsys, "--synthetic", *strategies, "--baseline", "mse", "--bits", "4")
+    assert data["strategies"] == ["mse", "outlier_aware:normal_ratio=0.999", "percentile"]
+    assert data["n_bits"] == 4
+    results = data["taps"][0]["results"]
+    assert results[0]["relative_mse"] == 1
+    assert all(result["outlier_levels"] <= 16 for result in results)
+    assert [found["strategy"] for found in data["verdicts"]] == data["strategies"][1:]
+
+
+# --- what main.py --save_activations wrote ---
+
+
+def test_saved_activations_give_what_the_api_gives(capsys, acts):
+    data = as_json(capsys, "--activations", acts)
+    saved = open_activations(acts)
+    compared = compare_strategies(
+        saved, parse_strategies(NAMES, "minmax", 8), source="mamba-small", real=True, progress=False
+    )
+    assert {key: data[key] for key in compared.to_dict()} == json.loads(json.dumps(compared.to_dict()))
+    assert (data["source"], data["real"]) == ("mamba-small", True)
+    assert [tap["layer"] for tap in data["taps"]] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data["taps"][0]["results"][0]["calibration_sqnr_db"] is not None
+    assert data["rule"]["words"] == Rule().describe()
+    assert data["end_to_end"] == {}
+
+
+def test_taps_and_layers_may_be_chosen(capsys, acts):
+    data = as_json(capsys, "--activations", acts, "--taps", "x", "--layers", "3,1")
+    assert [(tap["tap"], tap["layer"]) for tap in data["taps"]] == [("x", 1), ("x", 3)]
+
+
+def test_the_normal_ratio_says_what_an_outlier_is(capsys, acts):
+    counts = [
+        [tap["outliers"] for tap in as_json(capsys, "--activations", acts, *options)["taps"]]
+        for options in ([], ["--normal_ratio", str(NORMAL_RATIO)], ["--normal_ratio", "0.5"])
+    ]
+    assert counts[0] == counts[1] == [10] * 8
+    assert counts[2] == [480] * 8
+
+
+def test_many_taps_are_told_one_by_one_only_where_details_are_asked_for(capsys, acts):
+    options = ["--activations", acts, "--strategy", "mse"]
+    short, long = output(capsys, *options), output(capsys, *options, "--details")
+    few = output(capsys, *options, "--taps", "x")
+    for out in (short, long):
+        for title in ("tap x, all layers compared", "tap out, all layers compared", "all taps and layers"):
+            assert title in out
+    assert "layers.3.x" not in short
+    assert "(8 taps and layers were compared: --details prints each" in short
+    for out in (long, few):
+        assert "layers.3.x: 960 values, 10 of them outliers" in out
+        assert "--details" not in out
+    assert "layers.3.out" in long and "layers.3.out" not in few
+
+
+def test_a_plug_in_brings_a_strategy(capsys, acts):
+    options = ["--activations", acts, "--plugin", str(EXAMPLE)]
+    assert as_json(capsys, *options)["strategies"] == [*NAMES, "mine"]
+    data = as_json(capsys, *options, "--strategy", "mine:clip_ratio=0.5", "--strategy", "mine")
+    assert data["strategies"] == ["minmax", "mine:clip_ratio=0.5", "mine"]
+    half, whole = (data["taps"][0]["results"][index]["scale"] for index in (1, 2))
+    assert half == pytest.approx(whole / 2)
+
+
+def test_a_plug_in_that_fails_is_told_with_its_tap(capsys, acts):
+    Path("broken.py").write_text(
+        "from quamba.observer import Observer, register_observer\n\n\n"
+        '@register_observer("broken")\n'
+        "class Broken(Observer):\n"
+        "    _update = _merge = lambda self, x: None\n"
+        "    _parameters = lambda self: 1 / 0\n"
+    )
+    assert main(["observers", "--activations", acts, "--plugin", "broken.py", "--strategy", "broken"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    told = "error: tap layers.0.x: strategy 'broken' failed: ZeroDivisionError: division by zero\n"
+    assert err.endswith(told)
+    assert "Traceback" not in err
+
+
+# --- where it is written ---
+
+
+def test_markdown_is_well_formed_tables_and_the_verdict(capsys, acts):
+    out = output(capsys, "--activations", acts, "--taps", "x", "--format", "markdown")
+    tables, _, verdict = out.partition("Rule: ")
+    parsed = [parse_markdown(part.rstrip()) for part in re.split(r"(?m)^(?=\*\*)", tables)[1:]]
+    assert [title for title, _ in parsed] == [
+        *(f"layers.{layer}.x: 960 values, 10 of them outliers" for layer in range(4)),
+        "tap x, all layers compared",
+    ]
+    assert all([row[0] for row in rows[1:]] == NAMES for _, rows in parsed)
+    assert [line.split(":")[0] for line in verdict.splitlines()[1:]] == [f"- {name}" for name in NAMES[1:]]
+
+
+@pytest.mark.parametrize("format_", ["markdown", "json"])
+def test_output_goes_to_a_file_instead(capsys, acts, format_):
+    options = ["--activations", acts, "--format", format_]
+    printed = output(capsys, *options)
+    assert output(capsys, *options, "--output", "new/result.txt") == ""
+    assert Path("new/result.txt").read_text("utf-8") == printed
+    assert [path.name for path in Path("new").iterdir()] == ["result.txt"]
+
+
+def test_infinite_figures_are_null_in_json(capsys):
+    """Where the baseline loses nothing, who loses something is infinitely worse."""
+    with ActivationRecorder("exact", "tiny") as recorder:
+        recorder.update("layers.0.x", torch.tensor([[127.0, -64.0, 1.0, 0.0]]))
+    data = as_json(capsys, "--activations", "exact", "--strategy", "mse:clip_ratio=0.5")
+    assert [result["relative_mse"] for result in data["taps"][0]["results"]] == [1, None]
+    assert data["verdicts"][0]["adopt"] is False
+
+
+def test_a_figure_shows_the_tap_that_is_named(capsys, acts, monkeypatch):
+    shown = []
+
+    class Figure:
+        def savefig(self, path, **_):
+            Path(path).write_bytes(b"figure")
+
+    def strategy_figure(comparison, activations):
+        shown.append((len(comparison.taps), activations.name))
+        return Figure()
+
+    monkeypatch.setattr("quamba.study.figures.strategy_figure", strategy_figure)
+    options = ["--activations", acts, "--plot", "new/figure.png"]
+    assert output(capsys, *options).endswith("figure  new/figure.png\n")
+    assert Path("new/figure.png").read_bytes() == b"figure"
+    as_json(capsys, *options, "--plot_tap", "layers.2.out")  # the line goes to stderr: the output stays JSON
+    assert shown == [(8, "layers.0.x"), (8, "layers.2.out")]
+    assert main(["observers", *options, "--plot_tap", "layers.9.x"]) == 2
+    assert "--plot_tap 'layers.9.x' was not compared: layers.0.x, layers.0.out, " in capsys.readouterr().err
+
+
+# --- a model ---
+
+
+def test_a_model_is_captured_and_compared(capsys):
+    data = as_json(capsys, *MAMBA_TINY, "--taps", "x,out", "--layers", "0,3")
+    assert (data["source"], data["real"]) == ("mamba-tiny", True)
+    assert [(tap["tap"], tap["layer"]) for tap in data["taps"]] == [("x", 0), ("out", 0), ("x", 3), ("out", 3)]
+    for tap in data["taps"]:
+        results = {result["strategy"]: result for result in tap["results"]}
+        assert all(result["sqnr_db"] > 3 for result in results.values())
+        assert "mse" in tap["winners"]
+        # one batch is all that calibration saw
+        assert results["mse"]["calibration_sqnr_db"] == pytest.approx(results["mse"]["sqnr_db"], abs=0.05)
+    assert list(Path().iterdir()) == []
+
+
+def test_what_a_model_gave_may_be_kept_and_compared_again(capsys):
+    options = ["--taps", "x", "--strategy", "mse"]
+    captured = as_json(capsys, *MAMBA_TINY, *options, "--save_activations", "kept")
+    assert Path("kept/layer_000.safetensors").is_file()
+    assert as_json(capsys, "--activations", "kept", *options) == captured
+    told = fails(capsys, *MAMBA_TINY, *options, "--save_activations", "kept")
+    assert told.startswith("kept holds activations already")
+
+
+@pytest.fixture
+def captured(monkeypatch) -> list[CalibrationText]:
+    """Stands for loading and running a model: the texts that it was asked to run are in the list."""
+    texts = []
+
+    def capture(_model, _tokenizer, text, directory, *_):
+        texts.append(text)
+        with ActivationRecorder(directory, "stand-in") as recorder:
+            recorder.update("layers.0.x", torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+
+    monkeypatch.setattr(observers, "load_checkpoint", lambda checkpoint: (None, None))
+    monkeypatch.setattr(observers, "check_architecture", lambda model: None)
+    monkeypatch.setattr(observers, "capture", capture)
+    return texts
+
+
+def test_the_calibration_text_is_that_of_main_unless_options_say_otherwise(capsys, captured):
+    output(capsys, "--model", "mamba-tiny")
+    output(capsys, *MAMBA_TINY, "--calib_dataset", "mine.txt", "--seed", "7", "--batch_size", "3")
+    assert captured == [CalibrationText.of(TINY), CalibrationText("mine.txt", 2, 64, 7, 3)]
+
+
+def test_a_rotated_model_has_other_activations(capsys, tiny):
+    plain, rotated = (as_json(capsys, *tiny, "--taps", "in", *o) for o in ([], ["--rotate_residual"]))
+    assert plain["taps"][0]["results"][0]["scale"] != rotated["taps"][0]["results"][0]["scale"]
+
+
+# --- end to end ---
+
+
+def test_end_to_end_measures_the_models_and_decides(capsys, tiny):
+    """The real thing on a tiny model: strategies at tap x, two windows of text, no tasks."""
+    options = [*tiny, "--taps", "x", "--strategy", "mse", "--min_mse_drop", "-9", "--max_ppl_ratio", "9"]
+    data = as_json(capsys, *options, "--end_to_end", "--ppl_dataset", "text.txt", "--ppl_windows", "2")
+    ratio = data["end_to_end"]["mse"]["ppl_ratio"]
+    assert 0.9 < ratio[1] <= ratio[0] <= ratio[2] < 1.1
+    assert data["end_to_end"]["mse"]["accuracy_gain"] is None
+    (found,) = data["verdicts"]
+    assert (found["adopt"], found["default"]) == (True, None)
+    assert f"perplexity x{ratio[0]:.4f}" in found["words"]
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list:
+    """Stands for the measurements: what they were asked for is in the list."""
+    calls = []
+
+    def measure(checkpoint, strategies, *arguments):
+        calls.append((checkpoint.name, [strategy.label for strategy in strategies], *arguments))
+        better = EndToEnd(Interval(0.99, 0.98, 1.0), Interval(2.0, 1.0, 3.0))
+        return {strategy.label: better for strategy in strategies[1:]}
+
+    monkeypatch.setattr(observers, "measure_strategies", measure)
+    monkeypatch.setattr(Evaluation, "check", lambda self: None)
+    return calls
+
+
+def test_end_to_end_runs_what_main_would(capsys, captured, measured):
+    options = [*MAMBA_TINY, "--taps", "x", "--strategy", "mse", "--end_to_end"]
+    output(capsys, *options)
+    output(capsys, *options, "--task_list", "a,b", "--ppl_windows", "3", "--batch_size", "2", "--rotate_residual")
+    output(capsys, *options, "--ppl_dataset", "mine.txt")
+    asked, text = (
+        ("mamba-tiny", ["minmax", "mse"], ["x"]),
+        CalibrationText(TINY.calib_dataset, 2, 64, 0, TINY.batch_size),
+    )
+    other_text = CalibrationText(TINY.calib_dataset, 2, 64, 0, 2)
+    assert measured == [
+        (*asked, text, Evaluation.of(TINY), False),
+        (*asked, other_text, Evaluation(TINY.ppl_dataset, 3, ["a", "b"], 2), True),
+        (*asked, text, Evaluation("mine.txt", None, TINY.tasks, TINY.batch_size), False),  # all of that text
+    ]
+
+
+def test_the_figures_of_the_rule_are_options(capsys, captured, measured):
+    options = [*MAMBA_TINY, "--min_mse_drop", "-9", "--taps", "x", "--strategy", "mse", "--end_to_end"]
+    assert "- mse: adopt, and make it the default: " in output(capsys, *options)
+    assert "- mse: adopt as an option, not as the default: " in output(capsys, *options, "--min_accuracy_gain", "2")
+    assert "- mse: do not adopt: " in output(capsys, *options, "--max_ppl_ratio", "0.98")
+    data = as_json(capsys, *options, "--min_mse_drop", "0.9")
+    assert data["rule"]["min_mse_drop"] == 0.9
+    assert data["verdicts"][0]["adopt"] is False
+    assert data["end_to_end"]["mse"] == {"ppl_ratio": [0.99, 0.98, 1.0], "accuracy_gain": [2.0, 1.0, 3.0]}
+
+
+# --- mistakes ---
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """A run that gets as far as loading a model or comparing values fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the work began")
+
+    for name in ("load_checkpoint", "compare_strategies", "measure_strategies"):
+        monkeypatch.setattr(observers, name, refuse)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--synthetic", "--strategy", "best"], "unknown strategy 'best': choose one of minmax, "),
+        (["--synthetic", "--strategy", "mse:0.9"], "strategy 'mse:0.9': write NAME or NAME:ARGUMENT=VALUE"),
+        (["--synthetic", "--strategy", "minmax"], "nothing to compare: 'minmax' is the baseline"),
+        (["--synthetic", "--baseline", "best"], "unknown strategy 'best'"),
+        (["--synthetic", "--bits", "1"], "n_bits must be an integer from 2 to 16, got 1"),
+        (["--synthetic", "--bits", "12"], "taps are quantized to 2 to 8 bits, not 12"),
+        (["--synthetic", "--plugin", "best.py"], "best.py' is not a Python file"),
+        (["--synthetic", "--taps", "x"], "--taps does nothing with --synthetic"),
+        (["--synthetic", "--layers", "0"], "--layers does nothing with --synthetic"),
+        (["--synthetic", "--normal_ratio", "0.9"], "--normal_ratio does nothing with --synthetic"),
+        (["--synthetic", "--spread", "0"], "--spread 0.0: a positive number, and only with --synthetic"),
+        (["--synthetic", "--spread", "nan"], "--spread nan: a positive number"),
+        (["--activations", "acts", "--spread", "1"], "--spread 1.0: a positive number, and only with --synthetic"),
+        *(
+            (["--activations", "acts", *option], f"{option[0]} does nothing without --model")
+            for option in (
+                ["--pretrained_dir", "models"],
+                ["--calib_dataset", "stdlib"],
+                ["--calib_data_num", "2"],
+                ["--calib_seqlen", "64"],
+                ["--batch_size", "2"],
+                ["--rotate_residual"],
+                ["--save_activations", "more"],
+                ["--end_to_end"],
+            )
+        ),
+        *(
+            (["--model", "mamba-tiny", *option], f"{option[0]} does nothing without --end_to_end")
+            for option in (["--ppl_dataset", "stdlib"], ["--ppl_windows", "2"], ["--task_list", "stdlib_cloze"])
+        ),
+        ([*MAMBA_TINY, "--end_to_end", "--layers", "0"], "--end_to_end quantizes whole models: drop --layers"),
+        ([*MAMBA_TINY, "--end_to_end", "--bits", "4"], "--end_to_end runs 8-bit activations, not --bits 4"),
+        ([*MAMBA_TINY, "--end_to_end", "--taps", "y"], "unknown tap 'y'"),
+        ([*MAMBA_TINY, "--end_to_end", "--taps", "head_in"], "tap head_in is not quantized end to end"),
+        ([*MAMBA_TINY, "--end_to_end", "--ppl_dataset", "best"], "unknown text 'best'"),
+        (
+            [*MAMBA_TINY, "--end_to_end", "--taps", "x", "--strategy", "minmax:clip_ratio=0.9"],
+            "strategy 'minmax:clip_ratio=0.9' would be every tap's",
+        ),
+        (["--synthetic", "--plot_tap", "synthetic"], "--plot_tap does nothing without --plot"),
+        (["--synthetic", "--plot", "figure.gif"], "a figure cannot be saved as figure.gif"),
+        (["--synthetic", "--plot", "file/figure.png"], "cannot write to file"),
+        (["--synthetic", "--output", "result.md"], "--output result.md takes Markdown or JSON: add --format markdown"),
+        (["--synthetic", "--format", "json", "--output", "file/result.json"], "cannot write to file"),
+        (["--synthetic", "--format", "json", "--output", "acts"], "--output acts is a folder: name a file"),
+        ([*MAMBA_TINY, "--save_activations", "file"], "cannot write to file"),
+        ([*MAMBA_TINY, "--save_activations", "acts"], "acts holds activations already"),
+        (["--activations", "nowhere"], "nowhere holds no activations: write them with main.py --save_activations"),
+        (["--activations", "acts", "--taps", "y"], "acts has no tap y: it has x, out"),
+        (["--activations", "acts", "--layers", "4"], "acts has no layer 4: it has 0, 1, 2, 3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_before_any_work(capsys, acts, no_work, options, message):
+    Path("file").write_text("")
+    assert message in fails(capsys, *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--synthetic", "--activations", "acts"],
+        ["--synthetic", "--model", "mamba-tiny"],
+        ["--synthetic", "--format", "html"],
+        ["--synthetic", "--seed", "-1"],
+        ["--synthetic", "--bits", "eight"],
+        ["--activations", "acts", "--normal_ratio", "1"],
+        ["--activations", "acts", "--layers", "first"],
+        ["--activations", "acts", "--taps", ","],
+        ["--model", "mamba-tiny", "--calib_data_num", "0"],
+        ["--synthetic", "--min_mse_drop", "much"],
+    ],
+    ids=" ".join,
+)
+def test_values_and_sources_that_are_none_are_refused(options, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["observers", *options])
+    assert exit_.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_name_of_no_model_lists_what_was_tried(capsys, no_work):
+    assert main(["observers", "--model", "best"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("quamba observers: error: model 'best' was not found. Tried:\n  no folder best\n")
+
+
+def test_a_quantized_model_has_no_float_activations(capsys, tiny, no_work):
+    config = json.loads(Path("tiny/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "quamba"}
+    Path("tiny/config.json").write_text(json.dumps(config))
+    assert fails(capsys, "--model", "tiny") == "tiny is quantized already: give the float model it was made from"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--taps", "y"], "unknown tap 'y': choose of in, conv_in, "),
+        (["--layers", "2"], "there is no layer 2: the model has layers 0 to 1"),
+        (["--taps", "head_in", "--layers", "0"], "tap head_in belongs to no layer"),
+        (["--calib_dataset", "best"], "unknown text 'best'"),
+        (["--calib_seqlen", "9999"], "fewer than one sequence of 9999"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_only_the_model_can_tell_is_told_before_it_runs(capsys, tiny, monkeypatch, options, message):
+    def refuse(*_, **__):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr("quamba.study.capture.calibrate", refuse)
+    assert main(["observers", *tiny, *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
