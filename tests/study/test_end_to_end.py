@@ -102,7 +102,7 @@ def test_every_strategy_is_compared_with_the_baseline_in_pairs(place, taps, rota
 
     def by_hand(observer: str, options: dict | None = None) -> EvaluationResult:
         model, tokenizer = load_checkpoint(checkpoint)
-        names = {"all": observer} if taps is None else dict.fromkeys(taps, observer)
+        names = {"all": observer} if taps is None else {"all": "minmax"} | dict.fromkeys(taps, observer)
         arguments = {"observer_options": options, "rotate_residual": rotate, "progress": False}
         quantize(model, tokenizer, observer=names, calibration=TEXT, **arguments)
         return evaluate(model, tokenizer, ["text.txt"], max_windows=2, progress=False)

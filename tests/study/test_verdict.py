@@ -106,6 +106,12 @@ def test_the_figures_of_the_rule_are_honoured(rule, adopt, default):
     assert (found.adopt, found.default) == (adopt, default)
 
 
+def test_a_drop_of_just_what_is_asked_for_is_not_more_than_that():
+    rule = Rule(min_mse_drop=0.5)
+    assert verdict(comparison(0.5), run(0.9), rule).adopt is False
+    assert verdict(comparison(0.499), run(0.9), rule).adopt is True
+
+
 def test_a_worse_perplexity_may_be_allowed():
     assert verdict(comparison(0.7), run(1.01), Rule(max_ppl_ratio=1.02)).adopt is True
     assert verdict(comparison(0.7), run(1.03), Rule(max_ppl_ratio=1.02)).adopt is False
