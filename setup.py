@@ -14,7 +14,10 @@ setup(
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp")),
             depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*")),
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
-            extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-Wall", "-Werror=return-type", "-Wno-psabi"],
+            # -ffp-contract=off: kernels spell their fused multiply-adds, see vec.h
+            extra_compile_args=[
+                "-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Werror=return-type", "-Wno-psabi"
+            ],  # fmt: skip
         )
     ],
     cmdclass={"build_ext": BuildExtension},

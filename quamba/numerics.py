@@ -5,8 +5,12 @@ Asymmetric:  q = clamp(round_half_even(x / scale) + zero, 0, 2**bits - 1)  x ~ (
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+GROUP_BITS = 4
+# what float16 holds: the smallest positive number and the largest
+FLOAT16_TINY, FLOAT16_MAX = 2.0**-24, 65504.0
 AMAX_EPS = 1e-8  # an all-zero tensor still gets a positive scale
 OUTLIER_AWARE_LEVEL = 120 / 127  # share of qmax that the end of the normal range maps to
 
@@ -58,3 +62,48 @@ def dequantize(q: Tensor, scale: Tensor | float, zero: Tensor | float | None = N
 def per_channel_scale(weight: Tensor, bits: int = 8) -> Tensor:
     """Symmetric scale of each output channel (dim 0) of a weight; float32 [out]."""
     return symmetric_scale(weight.detach().to(torch.float32).abs().flatten(1).amax(dim=1), bits)
+
+
+def group_parameters(weight: Tensor, group_size: int, bits: int = GROUP_BITS) -> tuple[Tensor, Tensor]:
+    """(scale float16, zero uint8) of asymmetric groups of the last dimension: [..., I] -> [..., ceil(I / group_size)].
+
+    The scale is rounded to float16 before the zero point is computed; the last group may be short.
+    """
+    columns = weight.shape[-1]
+    groups = -(-columns // group_size)
+    padded = F.pad(weight.detach().to(torch.float32), (0, groups * group_size - columns))  # zeros are in every range
+    low, high = padded.unflatten(-1, (groups, group_size)).aminmax(dim=-1)  # [..., G]
+    scale, _ = asymmetric_parameters(low, high, bits)
+    scale = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).to(torch.float16)
+    qmin, qmax = integer_range(bits, symmetric=False)
+    zero = torch.round(-low.clamp(max=0) / scale.to(torch.float32)).clamp(qmin, qmax)
+    return scale, zero.to(torch.uint8)
+
+
+def _per_column(groups: Tensor, columns: int, group_size: int) -> Tensor:
+    """A value per group [..., G] -> float32, one per column [..., columns]."""
+    return groups.to(torch.float32).repeat_interleave(group_size, dim=-1)[..., :columns]
+
+
+def quantize_groups(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int, bits: int = GROUP_BITS) -> Tensor:
+    """Integers uint8 [..., I] of `weight` under the scale and zero [..., G] of its groups."""
+    columns = weight.shape[-1]
+    zeros = _per_column(zero, columns, group_size)
+    return quantize(weight, _per_column(scale, columns, group_size), zeros, bits)
+
+
+def dequantize_groups(q: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Tensor:
+    """float32 [..., I] of group-wise integers [..., I] with scale and zero [..., G]."""
+    columns = q.shape[-1]
+    return dequantize(q, _per_column(scale, columns, group_size), _per_column(zero, columns, group_size))
+
+
+def pack_uint4(q: Tensor) -> Tensor:
+    """Integers 0..15 uint8 [..., I] -> uint8 [..., ceil(I / 2)]: byte j has element 2j in its low half, 2j + 1 above."""
+    q = F.pad(q, (0, q.shape[-1] % 2))
+    return q[..., 0::2] | (q[..., 1::2] << 4)
+
+
+def unpack_uint4(packed: Tensor, columns: int) -> Tensor:
+    """uint8 [..., ceil(columns / 2)] -> uint8 [..., columns], the inverse of `pack_uint4`."""
+    return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)[..., :columns]

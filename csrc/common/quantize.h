@@ -13,6 +13,7 @@ namespace quamba {
 
 constexpr float kInt8Min = -128.0f;
 constexpr float kInt8Max = 127.0f;
+constexpr float kAmaxEps = 1e-8f;  // an all-zero tensor still gets a positive scale
 // 1.5 * 2^23: adding and subtracting it rounds a float of magnitude below 2^22 to an integer, ties to even.
 constexpr float kRoundingMagic = 12582912.0f;
 
@@ -30,6 +31,11 @@ QUAMBA_HOST_DEVICE F quantize_int8(F x, F scale) {
   q = (q < kInt8Min) ? (F{} + kInt8Min) : q;
   q = (q > kInt8Max) ? (F{} + kInt8Max) : q;
   return round_half_even(q);
+}
+
+// The symmetric int8 scale under which `amax` maps to 127.
+QUAMBA_HOST_DEVICE float symmetric_int8_scale(float amax) {
+  return (amax > kAmaxEps ? amax : kAmaxEps) / kInt8Max;
 }
 
 }  // namespace quamba

@@ -16,7 +16,7 @@ QUAMBA_INLINE VecF butterfly_in_register(VecF v) {
 #else
   const VecF swapped = __builtin_shuffle(v, index);
 #endif
-  return sign * v + swapped;
+  return fma(sign, v, swapped);
 }
 
 // Every block of p of a row times the base, whose rows are padded to whole vectors. A block is stored with its padding,
@@ -27,7 +27,7 @@ inline void multiply_blocks_by_base(const float* x, float* out, int64_t n, const
     VecF product[kVectors] = {};
     for (int64_t i = 0; i < p; ++i)
       for (int v = 0; v < kVectors; ++v)
-        product[v] += x[start + i] * load(padded_base + (i * kVectors + v) * kLanes);
+        product[v] = fma(broadcast(x[start + i]), load(padded_base + (i * kVectors + v) * kLanes), product[v]);
     for (int v = 0; v < kVectors; ++v) store(out + start + v * kLanes, product[v]);
   }
 }

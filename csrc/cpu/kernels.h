@@ -43,6 +43,39 @@ struct ScanArgs {
   int64_t tokens, channels, d_state;
 };
 
+// Where a linear layer's outputs go, and as what.
+struct LinearOutput {
+  const float* x_scale;    // of row m at m * x_scale_stride (0: one for all rows); null: 1
+  int64_t x_scale_stride;
+  const float* bias;       // [O] or null
+  const float* out_scale;  // [O]: outputs are quantized to int8; null: they stay float
+  void* to;                // float or int8 [M, O]
+  int64_t stride;          // elements from row to row
+};
+
+// A linear layer with int8 weights on a few rows: int8 ones (linear_w8a8) or float ones (linear_w8a16).
+struct Int8LinearArgs {
+  const void* x;              // [M, I], contiguous
+  int64_t rows;
+  const int8_t* weight;       // [O, I]
+  const float* weight_scale;  // [O]
+  int64_t in;
+  LinearOutput out;
+};
+
+// A linear layer with group-wise uint4 weights on rows that prepare_int8 / prepare_float laid out.
+struct Int4LinearArgs {
+  const void* x;          // int8 (linear_w4a8) or float (linear_w4a16) [M, I rounded up to kInt4Block], zeros beyond I
+  const float* x_sums;    // [M, G] sum of the activations of each group
+  int64_t rows;
+  const uint8_t* weight;  // [O, ceil(I / 2)], element 2j in the low half of byte j
+  const uint16_t* scale;  // float16 [O, G]
+  const uint8_t* zero;    // [O, G]
+  int64_t in, group_size;
+  LinearOutput out;
+};
+
+constexpr int64_t kInt4Block = 128;  // weights in 64 bytes
 constexpr int64_t kMaxConvWidth = 16;
 constexpr int64_t kMaxHadamardBase = 32;
 constexpr int64_t kHadamardPadding = 32;
@@ -53,14 +86,15 @@ struct Kernels {
   void (*quantize)(const float* x, float scale, int8_t* out, int64_t n);
   // [M, H] -> [M, H]: quantize(x / rms(x))
   void (*rms_norm_quant)(const float* x, int64_t rows, int64_t cols, float eps, float scale, int8_t* out);
-  // acc[m, o] = sum_i x[m, i] * w[o, i] for o in [out_begin, out_end)
-  void (*int8_dot)(const int8_t* x, int64_t rows, const int8_t* weight, int64_t in, int64_t out_begin,
-                   int64_t out_end, int32_t* acc, int64_t acc_stride);
-  // [M, O]: acc * scale + bias, as float or quantized with out_scale
-  void (*dequantize)(const int32_t* acc, int64_t rows, int64_t cols, const float* scale, const float* bias,
-                     float* out);
-  void (*requantize)(const int32_t* acc, int64_t rows, int64_t cols, const float* scale, const float* bias,
-                     const float* out_scale, int8_t* out);
+  // one row [n]: x / rms(x)
+  void (*rms_norm)(const float* x, int64_t n, float eps, float* out);
+  // one row [n], quantized with a scale of its own, which is returned
+  float (*quantize_per_token)(const float* x, int64_t n, int8_t* out);
+  // outputs [begin, end) of every row
+  void (*linear_w8a8)(const Int8LinearArgs& args, int64_t begin, int64_t end);
+  // outputs of rows [row_begin, row_end) from accumulators acc [M, O] that another product computed
+  void (*finish_w8a8)(const Int8LinearArgs& args, const int32_t* acc, int64_t out_features, int64_t row_begin,
+                      int64_t row_end);
   // channels [begin, end) of one batch row
   void (*causal_conv1d_float)(const ConvArgs<float>& args, int64_t begin, int64_t end);
   void (*causal_conv1d_int8)(const ConvArgs<int8_t>& args, int64_t begin, int64_t end);

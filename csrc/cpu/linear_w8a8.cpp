@@ -4,7 +4,7 @@
 
 #include <torch/library.h>
 
-#include "checks.h"
+#include "linear_result.h"
 
 namespace quamba::cpu {
 namespace {
@@ -29,70 +29,41 @@ int64_t onednn_rows() {
 
 bool use_onednn(int64_t rows) { return rows >= kOneDnnRows && onednn_rows() > 0; }
 
-// x [M, I], weight [O, I] -> int32 [M, O]; exact on every path.
-at::Tensor int8_product(const at::Tensor& x, const at::Tensor& weight) {
-  const int64_t rows = x.size(0), in = x.size(1), out = weight.size(0);
-  if (use_onednn(rows)) return at::_int_mm(x, weight.t());
-  at::Tensor acc = at::empty({rows, out}, x.options().dtype(at::kInt));
-  const int8_t* activations = x.const_data_ptr<int8_t>();
-  const int8_t* weights = weight.const_data_ptr<int8_t>();
-  int32_t* result = acc.mutable_data_ptr<int32_t>();
-  parallel_over_channels(out, rows * in / 8, 1, [&](int64_t begin, int64_t end) {
-    kernels().int8_dot(activations, rows, weights, in, begin, end, result, out);
-  });
-  return acc;
-}
-
-struct Linear {
-  at::Tensor acc, scale, bias, out_scale;  // acc [M, O]
-  const float* scale_data;
-  const float* bias_data;
-  std::vector<int64_t> out_shape;
-};
-
-Linear accumulate(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                  const std::optional<at::Tensor>& bias) {
+at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
+               const at::Tensor& x_scale, const std::optional<at::Tensor>& bias,
+               const std::optional<at::Tensor>& out_scale) {
   check_dtype(x, at::kChar, "x");
   check_dtype(weight, at::kChar, "weight");
-  TORCH_CHECK_VALUE(weight.dim() == 2 && x.size(-1) == weight.size(1), "x ", x.sizes(), " does not fit weight ",
-                    weight.sizes());
-  Linear linear;
-  const int64_t out = weight.size(0);
-  linear.scale_data = floats(scale, {out}, "scale", linear.scale);
-  linear.bias_data = floats(bias, {out}, "bias", linear.bias);
-  linear.out_shape = x.sizes().vec();
-  linear.out_shape.back() = out;
-  linear.acc = int8_product(x.contiguous().view({-1, x.size(-1)}), weight.contiguous());
-  return linear;
+  TORCH_CHECK_VALUE(weight.dim() == 2 && x.dim() >= 1 && x.size(-1) == weight.size(1), "x ", x.sizes(),
+                    " does not fit weight ", weight.sizes());
+  const int64_t in = weight.size(1), out_features = weight.size(0);
+  const at::Tensor rows = x.contiguous().view({-1, in}), weights = weight.contiguous();
+  at::Tensor scale_copy;
+  LinearResult result(x, out_features, x_scale, bias, out_scale);
+  Int8LinearArgs args{rows.const_data_ptr<int8_t>(), rows.size(0), weights.const_data_ptr<int8_t>(),
+                      floats(weight_scale, {out_features}, "weight_scale", scale_copy), in, result.args};
+  if (use_onednn(args.rows)) {
+    const at::Tensor acc = at::_int_mm(rows, weights.t());  // [M, O]
+    const int32_t* sums = acc.const_data_ptr<int32_t>();
+    parallel_over_channels(args.rows, out_features, 1, [&](int64_t begin, int64_t end) {
+      kernels().finish_w8a8(args, sums, out_features, begin, end);
+    });
+  } else {
+    parallel_over_channels(out_features, args.rows * in / 8, kLinearBlock,
+                           [&](int64_t begin, int64_t end) { kernels().linear_w8a8(args, begin, end); });
+  }
+  return result.tensor;
 }
 
-at::Tensor linear_w8a8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                       const std::optional<at::Tensor>& bias) {
-  const Linear linear = accumulate(x, weight, scale, bias);
-  at::Tensor out = at::empty(linear.out_shape, x.options().dtype(at::kFloat));
-  const int64_t cols = weight.size(0);
-  const int32_t* acc = linear.acc.const_data_ptr<int32_t>();
-  float* to = out.mutable_data_ptr<float>();
-  parallel_over_channels(linear.acc.size(0), cols, 1, [&](int64_t begin, int64_t end) {
-    kernels().dequantize(acc + begin * cols, end - begin, cols, linear.scale_data, linear.bias_data,
-                         to + begin * cols);
-  });
-  return out;
+at::Tensor linear_w8a8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
+                       const at::Tensor& x_scale, const std::optional<at::Tensor>& bias) {
+  return run(x, weight, weight_scale, x_scale, bias, std::nullopt);
 }
 
-at::Tensor linear_w8a8_requant(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                               const std::optional<at::Tensor>& bias, const at::Tensor& out_scale) {
-  Linear linear = accumulate(x, weight, scale, bias);
-  const int64_t cols = weight.size(0);
-  const float* out_scales = floats(out_scale, {cols}, "out_scale", linear.out_scale);
-  at::Tensor out = at::empty(linear.out_shape, x.options());
-  const int32_t* acc = linear.acc.const_data_ptr<int32_t>();
-  int8_t* to = out.mutable_data_ptr<int8_t>();
-  parallel_over_channels(linear.acc.size(0), cols, 1, [&](int64_t begin, int64_t end) {
-    kernels().requantize(acc + begin * cols, end - begin, cols, linear.scale_data, linear.bias_data, out_scales,
-                         to + begin * cols);
-  });
-  return out;
+at::Tensor linear_w8a8_requant(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
+                               const at::Tensor& x_scale, const std::optional<at::Tensor>& bias,
+                               const at::Tensor& out_scale) {
+  return run(x, weight, weight_scale, x_scale, bias, out_scale);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// quantize and rms_norm_quant: checks and registration. Kernels: rms_norm_quant.h.
+// quantize, quantize_per_token, rms_norm and rms_norm_quant: checks and registration. Kernels: rms_norm_quant.h.
 
 #include <torch/library.h>
 
@@ -32,11 +32,41 @@ at::Tensor rms_norm_quant(const at::Tensor& x, double eps, const at::Tensor& sca
   return out;
 }
 
+at::Tensor rms_norm(const at::Tensor& x, double eps) {
+  const at::Tensor input = x.to(at::kFloat).contiguous();
+  at::Tensor out = at::empty(input.sizes(), input.options());
+  const int64_t cols = input.size(-1);
+  const float* from = input.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  parallel_over_channels(input.numel() / std::max<int64_t>(cols, 1), cols, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      kernels().rms_norm(from + row * cols, cols, static_cast<float>(eps), to + row * cols);
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> quantize_per_token(const at::Tensor& x) {
+  const at::Tensor input = x.to(at::kFloat).contiguous();
+  at::Tensor out = at::empty(input.sizes(), input.options().dtype(at::kChar));
+  at::Tensor scale = at::empty(input.sizes().slice(0, input.dim() - 1), input.options());
+  const int64_t cols = input.size(-1);
+  const float* from = input.const_data_ptr<float>();
+  int8_t* to = out.mutable_data_ptr<int8_t>();
+  float* scales = scale.mutable_data_ptr<float>();
+  parallel_over_channels(scale.numel(), cols, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      scales[row] = kernels().quantize_per_token(from + row * cols, cols, to + row * cols);
+  });
+  return {out, scale};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(quamba, CPU, m) {
   m.impl("quantize", &quantize);
   m.impl("rms_norm_quant", &rms_norm_quant);
+  m.impl("rms_norm", &rms_norm);
+  m.impl("quantize_per_token", &quantize_per_token);
 }
 
 }  // namespace quamba::cpu

@@ -11,6 +11,9 @@ QUAMBA_INLINE VecF gather_column(const float* rows, int64_t N, int64_t n, int co
   return column;
 }
 
+// h <- decay h + (dt x) B
+QUAMBA_INLINE VecF next_state(VecF decay, VecF h, VecF dt_x, VecF B) { return fma(decay, h, dt_x * B); }
+
 // Tokens [t_begin, t_end) of 16 channels; A and state are [N][16 channels].
 template <typename T>
 inline void selective_scan_tile(const ScanArgs<T>& args, const float* A, float* state, int64_t d, int count,
@@ -26,9 +29,9 @@ inline void selective_scan_tile(const ScanArgs<T>& args, const float* A, float* 
     const float* C = args.C + t * N;
     VecF y = skip * x;
     for (int64_t n = 0; n < N; ++n) {
-      const VecF h = exp(dt * load(A + n * kLanes)) * load(state + n * kLanes) + dt_x * B[n];
+      const VecF h = next_state(exp(dt * load(A + n * kLanes)), load(state + n * kLanes), dt_x, broadcast(B[n]));
       store(state + n * kLanes, h);
-      y = h * C[n] + y;
+      y = fma(h, broadcast(C[n]), y);
     }
     if (args.z) y = y * silu(load(args.z + t * args.z_stride + d, count) * args.z_scale);
     store(args.out + t * args.channels + d, y, count);

@@ -13,6 +13,24 @@ typedef int8_t VecB __attribute__((vector_size(16)));
 
 QUAMBA_INLINE VecF broadcast(float value) { return VecF{} + value; }
 
+// a * b + c, rounded once where the instruction set has it. Every kernel says where it fuses (the compiler may not:
+// -ffp-contract=off), so that the same formula gives the same bits wherever it is inlined.
+QUAMBA_INLINE VecF fma(VecF a, VecF b, VecF c) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(QUAMBA_AVX2)
+  __m256 x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof(a));
+  std::memcpy(y, &b, sizeof(b));
+  std::memcpy(z, &c, sizeof(c));
+  for (int half = 0; half < 2; ++half) z[half] = _mm256_fmadd_ps(x[half], y[half], z[half]);
+  std::memcpy(&c, z, sizeof(c));
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 // Loads and stores of `count` (1..16) lanes; missing lanes read as zero.
 QUAMBA_INLINE VecF load(const float* p, int count = kLanes) {
   VecF v{};
@@ -59,6 +77,14 @@ QUAMBA_INLINE float horizontal_sum(VecF v) {
   return lanes[0];
 }
 
+QUAMBA_INLINE float horizontal_max(VecF v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+  float largest = lanes[0];
+  for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
 QUAMBA_INLINE int lanes_left(int64_t i, int64_t n) {
   return static_cast<int>(n - i < kLanes ? n - i : kLanes);
 }
@@ -67,17 +93,16 @@ QUAMBA_INLINE int lanes_left(int64_t i, int64_t n) {
 QUAMBA_INLINE VecF exp(VecF x) {
   x = (x < -87.0f) ? broadcast(-87.0f) : x;
   x = (x > 88.0f) ? broadcast(88.0f) : x;
-  const VecF shifted = x * 1.44269504088896341f + kRoundingMagic;
-  const VecF n = shifted - kRoundingMagic;
-  VecF r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
+  const VecF n = fma(x, broadcast(1.44269504088896341f), broadcast(kRoundingMagic)) - kRoundingMagic;
+  VecF r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
   VecF p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.0f);
   const VecI exponent = (__builtin_convertvector(n, VecI) + 127) << 23;
   VecF power;
   std::memcpy(&power, &exponent, sizeof(power));
@@ -94,13 +119,6 @@ QUAMBA_INLINE VecF softplus(VecF x) {
   const VecF s = e / (e + 2.0f);
   const VecF s2 = s * s;
   VecF p = broadcast(1.0f / 17);
-  p = p * s2 + 1.0f / 15;
-  p = p * s2 + 1.0f / 13;
-  p = p * s2 + 1.0f / 11;
-  p = p * s2 + 1.0f / 9;
-  p = p * s2 + 1.0f / 7;
-  p = p * s2 + 1.0f / 5;
-  p = p * s2 + 1.0f / 3;
-  p = p * s2 + 1.0f;
+  for (int odd = 15; odd > 0; odd -= 2) p = fma(p, s2, broadcast(1.0f / static_cast<float>(odd)));
   return positive + s * p * 2.0f;
 }

@@ -16,20 +16,71 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     return numerics.quantize(x, scale)
 
 
-def rms_norm_quant(x: Tensor, eps: float, scale: Tensor) -> Tensor:
+def rms_norm(x: Tensor, eps: float) -> Tensor:
     x = x.float()
-    return numerics.quantize(x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps), scale)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
-def linear_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    # float64 holds every product and sum of int8 exactly
-    acc = (x.double() @ weight.double().T).float()  # [..., O]
-    y = acc * scale
+def rms_norm_quant(x: Tensor, eps: float, scale: Tensor) -> Tensor:
+    return numerics.quantize(rms_norm(x, eps), scale)
+
+
+def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = numerics.symmetric_scale(x.float().abs().amax(dim=-1))  # [...]
+    return numerics.quantize(x, scale[..., None]), scale
+
+
+def _scaled(acc: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """acc [..., O] times the scale of its row (or of all rows), plus bias."""
+    y = acc * (x_scale if x_scale.numel() == 1 else x_scale[..., None])
     return y if bias is None else y + bias
 
 
-def linear_w8a8_requant(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor) -> Tensor:
-    return numerics.quantize(linear_w8a8(x, weight, scale, bias), out_scale)
+def linear_w8a8(x: Tensor, weight: Tensor, weight_scale: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
+    # float64 holds every product and sum of int8 exactly
+    acc = (x.double() @ weight.double().T).float()  # [..., O]
+    return _scaled(acc * weight_scale, x_scale, bias)
+
+
+def linear_w8a8_requant(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, x_scale: Tensor, bias: Tensor | None, out_scale: Tensor
+) -> Tensor:
+    return numerics.quantize(linear_w8a8(x, weight, weight_scale, x_scale, bias), out_scale)
+
+
+def linear_w8a16(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.float(), numerics.dequantize(weight, weight_scale[:, None]), bias)
+
+
+def _dequantize_uint4(weight: Tensor, scale: Tensor, zero: Tensor, columns: int, group_size: int) -> Tensor:
+    """float32 [O, columns] of packed group-wise weights."""
+    return numerics.dequantize_groups(numerics.unpack_uint4(weight, columns), scale, zero, group_size)
+
+
+def linear_w4a8(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, x_scale: Tensor, bias: Tensor | None, group_size: int
+) -> Tensor:
+    values = _dequantize_uint4(weight, scale, zero, x.shape[-1], group_size)  # [O, I]
+    return _scaled((x.double() @ values.double().T).float(), x_scale, bias)
+
+
+def linear_w4a8_requant(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    x_scale: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    out_scale: Tensor,
+) -> Tensor:
+    return numerics.quantize(linear_w4a8(x, weight, scale, zero, x_scale, bias, group_size), out_scale)
+
+
+def linear_w4a16(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, group_size: int
+) -> Tensor:
+    return F.linear(x.float(), _dequantize_uint4(weight, scale, zero, x.shape[-1], group_size), bias)
 
 
 def _convolve(x: Tensor, weight: Tensor, conv_state: Tensor | None) -> Tensor:
@@ -118,6 +169,10 @@ def hadamard_quant(x: Tensor, base: Tensor, scale: Tensor) -> Tensor:
 
 def embedding_int8(ids: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return numerics.dequantize(weight[ids], scale[ids].unsqueeze(-1))  # [..., H]
+
+
+def embedding_int4(ids: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, hidden: int, group_size: int) -> Tensor:
+    return _dequantize_uint4(weight[ids], scale[ids], zero[ids], hidden, group_size)  # [..., H]
 
 
 def magnitude_histogram(x: Tensor, counts: Tensor, sums: Tensor, first_bin: int, mantissa_bits: int) -> None:
