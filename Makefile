@@ -1,18 +1,25 @@
 # make demo: set up, build, quantize the embedded checkpoint.  make test: set up, build, run the tests.
+# make bench: speed and memory beside transformers and llama.cpp, 40 to 50 minutes; once before that, half an hour more
+# to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations.
 
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
+VENV_BENCH := .venv-bench
 RUN := $(VENV)/bin/python
+RUN_BENCH := $(VENV_BENCH)/bin/python
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test bench lint format build clean
 
 demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
 
 test: build
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+
+bench: build $(VENV_BENCH)/installed
+	$(RUN) -m benchmarks.speed $(BENCH)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -37,6 +44,17 @@ $(VENV)/built: $(VENV)/installed setup.py $(wildcard csrc/*/*)
 	@echo "building quamba._C (a minute or two; the compiler's output is in $(VENV)/build.log)"
 	@MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || \
 		{ tail -n 40 $(VENV)/build.log; echo "the build failed"; exit 1; }
+	@touch $@
+
+# no cache: a wheel from there may have been compiled for another processor, or without the header
+$(VENV_BENCH)/installed: requirements-bench.txt benchmarks/speed/amx_tile_config.h
+	@c++ --version > /dev/null 2>&1 || { echo "a C++ compiler is needed: GCC 11 or newer"; exit 1; }
+	@test -x $(RUN_BENCH) || $(PYTHON) -m venv $(VENV_BENCH)
+	@echo "installing llama.cpp into $(VENV_BENCH): compiled here, half an hour (output in $(VENV_BENCH)/build.log)"
+	@CXXFLAGS="-include $(CURDIR)/benchmarks/speed/amx_tile_config.h" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+		$(RUN_BENCH) -m pip install --verbose --disable-pip-version-check --no-cache-dir \
+		-r requirements-bench.txt > $(VENV_BENCH)/build.log 2>&1 || \
+		{ tail -n 40 $(VENV_BENCH)/build.log; echo "the installation failed"; exit 1; }
 	@touch $@
 
 clean:

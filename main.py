@@ -25,6 +25,7 @@ from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
+from quamba.scheme import QuantizationRecipe
 
 console = Console()
 
@@ -65,26 +66,25 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
 def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
     """What the options mean for `quamba.quantize`, found before anything slow runs."""
     return {
-        "scheme": utils.scheme_name(args),
+        **utils.recipe_arguments(args),
         "observer": utils.observer_spec(args),
         "observer_options": utils.observer_options(args),
         "calibration": utils.calibration_source(args, checkpoint),
-        "quantize_embedding": args.quantize_embedding,
-        "quantize_lm_head": args.quantize_lm_head,
-        "rotate_residual": args.rotate_residual,
         "save_activations": args.save_activations,
     }
 
 
 def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dict:
-    """Quantizes the model in place; the log's account of its calibration, which --calibration keeps too."""
+    """Quantizes the model in place; the log's account of the calibration, if any, which --calibration keeps too."""
     source = arguments["calibration"]
-    say(f"Calibrating: {source.describe()}")
+    say(f"Calibrating: {source.describe()}" if source else "No calibration: activations stay float")
     quamba.quantize(model, tokenizer, **arguments)
     result = model.quamba_calibration
+    if result is None:
+        return {}
     if args.calibration and not isinstance(source, CalibrationResult):
         result.save(args.calibration)
-    return result.to_dict()
+    return {"calibration": result.to_dict()}
 
 
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.plugin:
         quamba.load_plugin(args.plugin)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
-        utils.scheme_name(args)
+        utils.recipe_arguments(args)
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     check_evaluation(args, checkpoint)
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         if not args.skip_float:
             float_result = measure(model, tokenizer, args, checkpoint, "float")
             log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
-        log["calibration"] = quantize(model, tokenizer, args, arguments)
+        log |= quantize(model, tokenizer, args, arguments)
         if target:
             quamba.save(model, tokenizer, target)
         disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
@@ -178,6 +178,8 @@ def report(log: dict, intervals: dict | None, path: Path) -> None:
     """Prints the table and where things are."""
     say()
     console.print(summary_table(log, intervals))
+    if log["recipe"]:
+        say(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe()}")
     if calibration := log.get("calibration"):
         by_observer = {}
         for tap, name in calibration["observer"].items():

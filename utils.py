@@ -12,7 +12,7 @@ from quamba.checkpoint import METHOD, Checkpoint
 from quamba.commands.arguments import positive_int, seed
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.observer import observer_names
-from quamba.scheme import SCHEMES
+from quamba.scheme import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, SCHEMES, create_recipe
 from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,11 +20,17 @@ ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogran
 GENERATION_TASKS = "nq_open,squadv2"
 # --testing: enough of everything to see that a run works from end to end
 TESTING_CALIB_DATA_NUM, TESTING_PPL_WINDOWS, TESTING_TASK_ITEMS = 8, 8, 16
+# options that need --quantize: those that quamba.quantize takes by their names, others, those of calibration
+RECIPE_OPTIONS = "group_size dynamic quantize_embedding quantize_lm_head embedding_bits lm_head_bits rotate_residual"
+QUANTIZATION_OPTIONS = f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float"
+CALIBRATION_OPTIONS = "observer use_outlier_aware percentile_alpha plugin calibration save_activations "
+CALIBRATION_OPTIONS += "calib_dataset calib_data_num calib_seqlen"
 
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
   python main.py mamba-tiny --quantize --observer mse             another observer for tap x
   python main.py mamba-tiny --quantize --observer x=mse,out=mse   one per tap (in, conv_in, z, x, dt_rank, B, C, out)
+  python main.py mamba-tiny --quantize --w_bits 4 --dynamic       4-bit weights, activation scales per token
   python main.py mamba-130m --quantize --pretrained_dir models    saves to models/mamba-130m-w8a8
   python main.py models/mamba-130m-w8a8 --task_list lambada_openai,arc_easy
 """
@@ -73,10 +79,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_quantization_options(group) -> None:
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
-    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights (default: 8)")
-    group.add_argument("--a_bits", type=int, default=8, help="bits of the activations (default: 8)")
-    group.add_argument("--quantize_embedding", action="store_true", help="int8 embedding, a scale per vocabulary row")
-    group.add_argument("--quantize_lm_head", action="store_true", help="int8 head, a scale per vocabulary row")
+    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default) or 4")
+    group.add_argument("--a_bits", type=int, default=8, help="bits of the activations: 8 (default), or 16 (float)")
+    group.add_argument(
+        "--group_size",
+        type=int,
+        metavar="N",
+        help=f"4-bit weights that share a scale: {', '.join(map(str, GROUP_SIZES))} (default: {DEFAULT_GROUP_SIZE})",
+    )
+    group.add_argument(
+        "--dynamic", action="store_true", help="per-token activation scales for in_proj, out_proj and lm_head"
+    )
+    group.add_argument("--quantize_embedding", action="store_true", help="the embedding too, in the weights' format")
+    group.add_argument("--quantize_lm_head", action="store_true", help="the head too, in the weights' format")
+    group.add_argument("--embedding_bits", type=int, metavar="N", help="of the embedding: 8 or 4 (default: --w_bits)")
+    group.add_argument("--lm_head_bits", type=int, metavar="N", help="of the head: 8 or 4 (default: --w_bits)")
+    group.add_argument("--untie_embedding", action="store_true", help="a table each for quantized embedding and head")
     group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
     group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
 
@@ -113,7 +131,7 @@ def _add_calibration_options(group) -> None:
         "--save_activations",
         type=os.path.expanduser,
         metavar="DIR",
-        help="write the first batch and a histogram of every tap, a safetensors file per layer",
+        help="write the first batch and a histogram of every observed tap, a safetensors file per layer",
     )
 
 
@@ -144,6 +162,19 @@ def scheme_name(args: argparse.Namespace) -> str:
     return name
 
 
+def recipe_arguments(args: argparse.Namespace) -> dict:
+    """What decides the modules, as arguments of `quamba.quantize`. Raises QuambaError for what that refuses."""
+    arguments = {"scheme": scheme_name(args), "untie": args.untie_embedding}
+    arguments |= {name: getattr(args, name) for name in RECIPE_OPTIONS.split()}
+    create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
+    return arguments
+
+
+def calibrates(args: argparse.Namespace) -> bool:
+    """Whether activations are quantized, with scales from a calibration."""
+    return args.a_bits != FLOAT.bits
+
+
 def observer_spec(args: argparse.Namespace) -> str | None:
     """What --observer and --use_outlier_aware ask for, None for nothing. Raises QuambaError where the two disagree."""
     if not args.use_outlier_aware:
@@ -158,11 +189,13 @@ def observer_spec(args: argparse.Namespace) -> str | None:
 
 def observers(args: argparse.Namespace) -> dict[str, str]:
     """Tap -> observer name. Raises QuambaError for unknown ones."""
-    return parse_observers(observer_spec(args), head=args.quantize_lm_head)
+    return parse_observers(observer_spec(args), head=args.quantize_lm_head, dynamic=args.dynamic)
 
 
 def observer_options(args: argparse.Namespace) -> dict[str, dict]:
     """Constructor arguments by observer. Raises QuambaError for an option that no chosen observer takes."""
+    if not calibrates(args):
+        return {}
     options = {}
     if args.percentile_alpha is not None:
         if "percentile" not in observers(args).values():
@@ -199,11 +232,13 @@ def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Calibr
     )
 
 
-def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationResult | CalibrationText:
-    """An earlier result where --calibration names an existing file, else the text to calibrate on.
+def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationResult | CalibrationText | None:
+    """An earlier result where --calibration names an existing file, else the text to calibrate on, None where none is.
 
     Raises QuambaError where the earlier result is of another text than the options ask for.
     """
+    if not calibrates(args):
+        return None
     text = calibration_text(args, checkpoint)
     if not args.calibration or not Path(args.calibration).exists():
         return text
@@ -278,15 +313,18 @@ def model_name(checkpoint: Checkpoint) -> str:
 
 
 def check_quantization_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Raises QuambaError where an option of quantization was given without --quantize: it would do nothing."""
-    if args.quantize:
-        return
-    names = "w_bits a_bits quantize_embedding quantize_lm_head rotate_residual skip_float observer use_outlier_aware "
-    names += "percentile_alpha calib_dataset calib_data_num calib_seqlen calibration plugin "
-    names += "save_activations"
-    given = [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
-    if given:
-        raise QuambaError(f"--{given[0]} does nothing without --quantize: add it, or drop the option")
+    """Raises QuambaError where an option was given that would do nothing.
+
+    One of quantization without --quantize, or one of calibration where activations stay float.
+    """
+
+    def given(names: str) -> list[str]:
+        return [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
+
+    if not args.quantize and (names := given(f"{QUANTIZATION_OPTIONS} {CALIBRATION_OPTIONS}")):
+        raise QuambaError(f"--{names[0]} does nothing without --quantize: add it, or drop the option")
+    if not calibrates(args) and (names := given(CALIBRATION_OPTIONS)):
+        raise QuambaError(f"--{names[0]} does nothing with --a_bits {args.a_bits}: activations stay float")
 
 
 def set_up_logging(verbose: bool) -> None:

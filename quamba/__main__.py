@@ -10,10 +10,10 @@ import logging
 import sys
 import traceback
 
-from .commands import compare_logs, observers
+from .commands import compare_logs, generate, observers, profile
 from .errors import QuambaError
 
-COMMANDS = (observers, compare_logs)
+COMMANDS = (generate, profile, observers, compare_logs)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ class TapActivations:
     @property
     def name(self) -> str:
         """`layers.3.x`, or the tap's name where it belongs to no layer."""
-        return self.tap if self.layer is None else f"layers.{self.layer}.{self.tap}"
+        return tap_name(self.layer, self.tap)
 
 
 def synthetic_activations(seed: int, spread: float = SYNTHETIC_SPREAD) -> TapActivations:
@@ -59,6 +59,11 @@ def synthetic_activations(seed: int, spread: float = SYNTHETIC_SPREAD) -> TapAct
     sign = 2.0 * torch.randint(0, 2, (SYNTHETIC_OUTLIERS,), generator=generator) - 1
     outliers = torch.arange(SYNTHETIC_NORMALS + SYNTHETIC_OUTLIERS) >= SYNTHETIC_NORMALS
     return TapActivations("synthetic", None, torch.cat([normal, sign * magnitude]), outliers=outliers)
+
+
+def tap_name(layer: int | None, tap: str) -> str:
+    """`layers.3.x`, or the tap's own name where it belongs to no layer: `head_in`."""
+    return tap if layer is None else f"layers.{layer}.{tap}"
 
 
 def split_tap_name(name: str) -> tuple[int | None, str]:

@@ -150,7 +150,10 @@ class CalibrationResult:
         if self.n_bits != n_bits:
             raise QuambaError(f"the calibration is for {self.n_bits} bits, the scheme has {n_bits}: calibrate again")
         if missing := sorted(needed - set(self.taps)):
-            raise QuambaError(f"the calibration has no scale for {', '.join(missing[:3])}: calibrate again")
+            raise QuambaError(
+                f"the calibration has no scale for {', '.join(missing[:3])} (it was made for dynamic scales, or "
+                "without a quantized head): calibrate again"
+            )
         for tap, name in (observers or {}).items():
             if self.observer.get(tap) != name:
                 raise QuambaError(
@@ -232,7 +235,7 @@ class _TapWatch:
 
 
 class Calibrator:
-    """Context manager that feeds the output of every tap of a model to an observer of its own.
+    """Context manager that feeds the output of every tap of a model that has an observer to one of its own.
 
     `observers`: tap -> observer name; `recorder`: is given the same, where it wants the tap. The hooks are removed when
     the block is left, however it is left.
@@ -248,8 +251,9 @@ class Calibrator:
         recorder: ActivationRecorder | None = None,
     ):
         self._recorder = recorder
-        self._modules = tap_modules(model, head)
-        self._observer_names = {name: observers[name.rsplit(".", 1)[-1]] for name in self._modules}
+        taps = {name: (module, name.rsplit(".", 1)[-1]) for name, module in tap_modules(model, head).items()}
+        self._modules = {name: module for name, (module, tap) in taps.items() if tap in observers}
+        self._observer_names = {name: observers[taps[name][1]] for name in self._modules}
         self._watches = {
             name: _TapWatch(name, create_tap_observer(observer, n_bits, options.get(observer, {})))
             for name, observer in self._observer_names.items()
@@ -293,8 +297,9 @@ def calibrate(
 ) -> CalibrationResult:
     """Runs `windows` int64 [count, seqlen] through the backbone (no logits) and collects every tap's scale.
 
-    `observers`: tap -> observer name (see `parse_observers`); `options`: observer name -> constructor arguments;
-    `text`: where the windows are from, kept with the result; `recorder`: writes the activations to the disk.
+    `observers`: tap -> observer name (see `parse_observers`), a tap without one is not watched; `options`: observer
+    name -> constructor arguments; `text`: where the windows are from, kept with the result; `recorder`: writes the
+    activations to the disk.
     Raises QuambaError where an observer meets NaN or infinity, naming the tap.
     """
     start = time.perf_counter()

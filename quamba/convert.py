@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from . import hadamard
+from .activations import tap_name
 from .errors import QuambaError
 from .nn.embedding import QuantEmbedding, QuantHead
-from .nn.mamba1 import TAPS, Mamba1Mixer, QuantMamba1Mixer
+from .nn.mamba1 import TAPS, Mamba1Mixer, QuantMamba1Mixer, static_taps
 from .nn.norm import PassThroughNorm
 from .ops.schemas import MAX_CONV_WIDTH
-from .scheme import QuantizationRecipe
+from .scheme import STATIC, QuantizationRecipe
 from .transforms import untie_embedding
 
 HEAD_TAP = "head_in"
@@ -49,11 +50,6 @@ def install_float_mixers(model: nn.Module) -> None:
             layer.mixer = Mamba1Mixer(layer.mixer)
 
 
-def tap_name(layer_idx: int, tap: str) -> str:
-    """The name of a layer's tap in calibration results: `layers.3.x`."""
-    return f"layers.{layer_idx}.{tap}"
-
-
 def tap_modules(model: nn.Module, head: bool) -> dict[str, nn.Module]:
     """Name -> module whose output is the tapped activation, for every layer and, if asked for, the head's input."""
     modules = {
@@ -66,39 +62,46 @@ def tap_modules(model: nn.Module, head: bool) -> dict[str, nn.Module]:
     return modules
 
 
+def static_tap_names(model: nn.Module, recipe: QuantizationRecipe) -> list[str]:
+    """The names of all taps of a model whose scales the recipe takes from calibration."""
+    act, layers = recipe.scheme.act, range(len(model.backbone.layers))
+    names = [tap_name(layer_idx, tap) for layer_idx in layers for tap in static_taps(act)]
+    return names + ([HEAD_TAP] if recipe.lm_head_bits is not None and act == STATIC else [])
+
+
 def _swap_embedding_and_head(model: nn.Module, recipe: QuantizationRecipe, empty: bool) -> None:
     """Quantized embedding and head (empty ones for a skeleton), sharing one table where the recipe says so."""
-    backbone, config = model.backbone, model.config
-    if not (recipe.quantize_embedding or recipe.quantize_lm_head):
+    if recipe.embedding_bits is None and recipe.lm_head_bits is None:
         return
-    if config.tie_word_embeddings:
+    backbone, vocab_size, hidden_size = model.backbone, model.config.vocab_size, model.config.hidden_size
+    if model.config.tie_word_embeddings:
         untie_embedding(model)
-    float_head = model.lm_head
-    if recipe.quantize_embedding:
-        embedding = (
-            QuantEmbedding(config.vocab_size, config.hidden_size)
-            if empty
-            else QuantEmbedding.from_float(backbone.embeddings)
-        )
+    if recipe.embedding_bits is not None:
+        spec = recipe.table(recipe.embedding_bits)
+        embedding = QuantEmbedding(vocab_size, hidden_size, spec)
+        if not empty:
+            embedding.round_to_nearest(backbone.embeddings.weight)
         backbone.embeddings = embedding
-    if recipe.quantize_lm_head:
-        head = QuantHead(config.hidden_size, config.vocab_size, backbone.embeddings if recipe.tied_head else None)
-        if not empty and not recipe.tied_head:
-            head.linear = head.linear.from_float(float_head)
+    if recipe.lm_head_bits is not None:
+        spec = recipe.table(recipe.lm_head_bits)
+        table = backbone.embeddings if recipe.tied_head else None
+        head = QuantHead(hidden_size, vocab_size, spec, recipe.scheme.act, tied_to=table)
+        if not (empty or recipe.tied_head):
+            head.linear.round_to_nearest(model.lm_head.weight)
         model.lm_head = head
 
 
 def convert(model: nn.Module, recipe: QuantizationRecipe, scales: dict[str, Tensor]) -> None:
     """Replaces the float modules of a transformed, calibrated model by quantized ones, layer by layer, in place.
 
-    `scales`: float32 scale of every tap (`layers.{i}.{tap}`, and `head_in` with a quantized head).
+    `scales`: float32 scale of every tap that `static_tap_names` lists (`layers.{i}.{tap}`, `head_in`), maybe more.
     """
     for layer_idx, layer in enumerate(model.backbone.layers):
-        layer_scales = {tap: scales[tap_name(layer_idx, tap)] for tap in TAPS}
-        layer.mixer = QuantMamba1Mixer.from_float(model.config, layer.mixer, layer_scales)
+        layer_scales = {tap: scales[tap_name(layer_idx, tap)] for tap in static_taps(recipe.scheme.act)}
+        layer.mixer = QuantMamba1Mixer.from_float(model.config, layer.mixer, recipe.scheme, layer_scales)
         layer.norm = PassThroughNorm()
     _swap_embedding_and_head(model, recipe, empty=False)
-    if recipe.quantize_lm_head:
+    if HEAD_TAP in static_tap_names(model, recipe):
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
 
 
@@ -107,7 +110,7 @@ def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:
     check_architecture(model)
     with torch.device("meta"):
         for layer_idx, layer in enumerate(model.backbone.layers):
-            layer.mixer = QuantMamba1Mixer.from_config(model.config, layer_idx)
+            layer.mixer = QuantMamba1Mixer.from_config(model.config, layer_idx, recipe.scheme)
         _swap_embedding_and_head(model, recipe, empty=True)
     for layer in model.backbone.layers:
         layer.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill

@@ -34,6 +34,14 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
+def write_output(path: Path, text: str) -> None:
+    """`write_text_atomically` for a file that the user named. Raises QuambaError where it cannot be written."""
+    try:
+        write_text_atomically(path, text)
+    except OSError as error:  # its own text would name the temporary file
+        raise QuambaError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def require_writable(directory: Path) -> None:
     """Creates `directory` where it is missing. Raises QuambaError where nothing can be written there."""
     try:

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import QuambaError
+
+MAX_BITS = 8  # of the integers that `quantize` gives: they are stored in a byte
 GROUP_BITS = 4
 # what float16 holds: the smallest positive number and the largest
 FLOAT16_TINY, FLOAT16_MAX = 2.0**-24, 65504.0
@@ -42,7 +45,12 @@ def asymmetric_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor,
 
 
 def quantize(x: Tensor, scale: Tensor | float, zero: Tensor | float | None = None, bits: int = 8) -> Tensor:
-    """Integers of `x`: int8 when symmetric (no zero), uint8 when asymmetric. NaN gives 0, infinities saturate."""
+    """Integers of `x`: int8 when symmetric (no zero), uint8 when asymmetric. NaN gives 0, infinities saturate.
+
+    Raises QuambaError for more bits than the integers' type has.
+    """
+    if bits > MAX_BITS:
+        raise QuambaError(f"integers of {bits} bits do not fit a byte: up to {MAX_BITS} bits can be quantized to")
     qmin, qmax = integer_range(bits, symmetric=zero is None)
     q = torch.round(x.to(torch.float32) / scale)
     if zero is not None:
@@ -99,7 +107,7 @@ def dequantize_groups(q: Tensor, scale: Tensor, zero: Tensor, group_size: int) -
 
 
 def pack_uint4(q: Tensor) -> Tensor:
-    """Integers 0..15 uint8 [..., I] -> uint8 [..., ceil(I / 2)]: byte j has element 2j in its low half, 2j + 1 above."""
+    """Integers 0..15 uint8 [..., I] -> uint8 [..., ceil(I / 2)]: byte j has element 2j low, 2j + 1 above."""
     q = F.pad(q, (0, q.shape[-1] % 2))
     return q[..., 0::2] | (q[..., 1::2] << 4)
 

@@ -1,8 +1,15 @@
-"""How large a model is: in its files, and in memory."""
+"""How large a model is: in its files, in memory, and at the peak of what its process needs."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
+
+KIBIBYTE = 1024
+# Linux, proc(5): writing 5 to the one resets the peak of resident memory that the other reports as VmHWM
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+RESET_PEAK = "5"
 
 
 def memory_bytes(model: nn.Module) -> int:
@@ -22,3 +29,24 @@ def checkpoint_bytes(directory: Path) -> int:
     """Bytes of the weight files in a checkpoint's folder."""
     files = [*directory.glob("*.safetensors")] or [*directory.glob("*.bin")]  # some folders hold both
     return sum(file.stat().st_size for file in files)
+
+
+def reset_peak_memory() -> bool:
+    """Starts the process's peak of resident memory anew where the system can do that (Linux); whether it could."""
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory_bytes() -> int:
+    """The process's peak of resident memory, since `reset_peak_memory` where that could, else since it started."""
+    with suppress(OSError):
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * KIBIBYTE
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else KIBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

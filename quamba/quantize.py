@@ -1,6 +1,7 @@
 """The only orchestrator: transforms -> calibration -> conversion, in that order."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from .calibration import CalibrationResult, CalibrationText, calibrate, check_wi
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
 from .hadamard import hadamard_base
-from .scheme import QuantizationRecipe, get_scheme
+from .scheme import DYNAMIC, FLOAT, QuantizationRecipe, create_recipe
 from .tap_observers import check_observer_options, parse_observers
 from .transforms import fuse_final_norm, fuse_norm, rotate_out_proj
 from .transforms import rotate_residual as rotate_residual_stream
@@ -21,86 +22,154 @@ from .transforms import rotate_residual as rotate_residual_stream
 
 def quantize(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     scheme: str = "w8a8",
     observer: str | Mapping[str, str] | None = None,
     calibration: CalibrationText | CalibrationResult | Tensor | None = None,
     *,
+    group_size: int | None = None,
+    dynamic: bool = False,
     observer_options: Mapping[str, Mapping] | None = None,
     quantize_embedding: bool = False,
     quantize_lm_head: bool = False,
+    embedding_bits: int | None = None,
+    lm_head_bits: int | None = None,
+    untie: bool = False,
     rotate_residual: bool = False,
     save_activations: str | Path | None = None,
     progress: bool = True,
 ) -> PreTrainedModel:
     """Quantizes a float Mamba in place and returns it; what calibration found is at `model.quamba_calibration`.
 
-    `observer`: a name (for tap x) or tap -> name, see `calibration.parse_observers`; taps without one keep their own
+    `scheme`: w8a8, w4a8, w4a16 or w8a16; `group_size` of 4-bit weights (None: 128); `dynamic`: an activation scale for
+    every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 4 or 8 (None: as the
+    weights); a tied pair of the same bits stays one table unless `untie`.
+    `observer`: a name (for tap x) or tap -> name, see `tap_observers.parse_observers`; taps without one keep their own
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
     `CalibrationText`), windows of token ids int64 [count, seqlen], or an earlier result to reuse. `save_activations`:
-    the folder that the first batch and a histogram of every tap are written to, see `activations`.
+    the folder that the first batch and a histogram of every watched tap are written to, see `activations`. Float
+    activations (w4a16, w8a16) need no calibration and take none: the result is None.
     Source: Quamba, arXiv 2410.13229. Raises QuambaError for a model, scheme, text or option that does not fit, before
     the model is changed; and for NaN or infinity in the activations, which leaves it transformed: load it again then.
     """
     if recipe_of(model) is not None:
         raise QuambaError("the model is quantized already: quantize the float model it was made from")
-    recipe = _recipe(model, scheme, quantize_embedding, quantize_lm_head, rotate_residual)
-    observers = parse_observers(observer or None, head=quantize_lm_head)
+    recipe = create_recipe(
+        scheme,
+        tied=model.config.tie_word_embeddings,
+        group_size=group_size,
+        dynamic=dynamic,
+        quantize_embedding=quantize_embedding,
+        quantize_lm_head=quantize_lm_head,
+        embedding_bits=embedding_bits,
+        lm_head_bits=lm_head_bits,
+        untie=untie,
+        rotate_residual=rotate_residual,
+    )
+    given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
+    source = _scale_source(model, tokenizer, recipe, **given, save_activations=save_activations)
+    return _apply(model, recipe, source, progress)
+
+
+@dataclass
+class _CalibrationRun:
+    """A calibration that was checked, to be run once the model is transformed."""
+
+    windows: Tensor  # int64 [count, seqlen]
+    text: CalibrationText | None
+    observers: dict[str, str]
+    options: dict[str, dict]
+    n_bits: int
+    fingerprint: str
+    recorder: ActivationRecorder | None
+
+    def run(self, model: PreTrainedModel, progress: bool) -> CalibrationResult:
+        """The scales of every tap that has an observer."""
+        return calibrate(
+            model,
+            self.windows,
+            self.observers,
+            fingerprint=self.fingerprint,
+            n_bits=self.n_bits,
+            head=convert.HEAD_TAP in self.observers,
+            options=self.options,
+            text=self.text,
+            batch_size=(self.text or CalibrationText()).batch_size,
+            recorder=self.recorder,
+            progress=progress,
+        )
+
+
+def _scale_source(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: QuantizationRecipe,
+    *,
+    observer: str | Mapping[str, str] | None,
+    observer_options: Mapping[str, Mapping] | None,
+    calibration: CalibrationText | CalibrationResult | Tensor | None,
+    save_activations: str | Path | None,
+) -> _CalibrationRun | CalibrationResult | None:
+    """Where scales come from: a run, an earlier result, None where activations stay float. The model gets our mixers.
+
+    Raises QuambaError for what `quantize` says, before anything slow.
+    """
+    act, n_bits = recipe.scheme.act, recipe.scheme.act.bits
     options = {name: dict(arguments) for name, arguments in (observer_options or {}).items()}
-    check_observer_options(observers, options, recipe.scheme.act.bits)
+    if act == FLOAT:
+        _refuse(
+            recipe,
+            observer=observer,
+            observer_options=options,
+            calibration=calibration,
+            save_activations=save_activations,
+        )
+    else:
+        observers = parse_observers(observer or None, head=recipe.lm_head_bits is not None, dynamic=act == DYNAMIC)
+        check_observer_options(observers, options, n_bits)
     convert.install_float_mixers(model)
-    if rotate_residual:
+    if recipe.rotate_residual:
         hadamard_base(model.config.hidden_size)
-    fingerprint = f"{model_fingerprint(model)}{'-rotated' if rotate_residual else ''}"
-    result = calibration if isinstance(calibration, CalibrationResult) else None
-    recorder = None
-    if result:
+    if act == FLOAT:
+        return None
+    fingerprint = f"{model_fingerprint(model)}{'-rotated' if recipe.rotate_residual else ''}"
+    if isinstance(calibration, CalibrationResult):
         if save_activations is not None:
             raise QuambaError("save_activations needs a calibration run, and an earlier result is reused: drop one")
         asked_for = (observers, options) if observer or options else (None, None)
-        result.check_fits(
-            fingerprint, set(convert.tap_modules(model, quantize_lm_head)), recipe.scheme.act.bits, *asked_for
-        )
-    else:
-        windows, text = _read_windows(calibration, model, tokenizer)
-        if save_activations is not None:
-            recorder = ActivationRecorder(save_activations, Path(model.config.name_or_path).name)
+        calibration.check_fits(fingerprint, set(convert.static_tap_names(model, recipe)), n_bits, *asked_for)
+        return calibration
+    windows, text = _read_windows(calibration, model, tokenizer)
+    recorder = None
+    if save_activations is not None:
+        recorder = ActivationRecorder(save_activations, Path(model.config.name_or_path).name)
+    return _CalibrationRun(windows, text, observers, options, n_bits, fingerprint, recorder)
+
+
+def _refuse(recipe: QuantizationRecipe, **given) -> None:
+    """Raises QuambaError naming an argument of calibration that was given to a scheme without any."""
+    names = [name for name, value in given.items() if value is not None and value != {}]
+    if names:
+        raise QuambaError(f"{names[0]} does nothing with scheme {recipe.scheme.name}: its activations stay float")
+
+
+def _apply(
+    model: PreTrainedModel,
+    recipe: QuantizationRecipe,
+    source: _CalibrationRun | CalibrationResult | None,
+    progress: bool,
+) -> PreTrainedModel:
+    """Transforms, calibrates and converts the model in place."""
     dtype = model.dtype
     model.float()  # weights are fused, rotated and rounded in float32 whatever they are stored in
-    transform(model, rotate_residual)
-    if not result:
-        result = calibrate(
-            model,
-            windows,
-            observers,
-            fingerprint=fingerprint,
-            n_bits=recipe.scheme.act.bits,
-            head=quantize_lm_head,
-            options=options,
-            text=text,
-            batch_size=(text or CalibrationText()).batch_size,
-            recorder=recorder,
-            progress=progress,
-        )
-    convert.convert(model, recipe, result.scales())
+    transform(model, recipe.rotate_residual)
+    result = source.run(model, progress) if isinstance(source, _CalibrationRun) else source
+    convert.convert(model, recipe, result.scales() if result else {})
     model.to(dtype)
     mark_quantized(model, recipe)
     model.quamba_calibration = result
     return model
-
-
-def _recipe(
-    model: PreTrainedModel, scheme: str, quantize_embedding: bool, quantize_lm_head: bool, rotate_residual: bool
-) -> QuantizationRecipe:
-    shared = model.config.tie_word_embeddings and not rotate_residual  # a rotation unties head and embedding
-    return QuantizationRecipe(
-        scheme=get_scheme(scheme),
-        quantize_embedding=quantize_embedding,
-        quantize_lm_head=quantize_lm_head,
-        tied_head=quantize_embedding and quantize_lm_head and shared,
-        rotate_residual=rotate_residual,
-    )
 
 
 def _read_windows(

@@ -1,12 +1,14 @@
 """Which observer watches which tap: the defaults, and how a user names others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .convert import HEAD_TAP
 from .errors import QuambaError
-from .nn.mamba1 import TAPS
+from .nn.mamba1 import PER_TOKEN_TAPS, TAPS
 from .observer import Observer, create_observer, observer_names
 
+EVERY_TAP = (*TAPS, HEAD_TAP)
+DYNAMIC_TAPS = (*PER_TOKEN_TAPS, HEAD_TAP)
 # The observer of every tap that the user names none for. Where another than min-max stands it lowers the error of the
 # tap by 14 % or more and does not raise the perplexity; docs/observer-study.md has the figures.
 DEFAULT_OBSERVERS = {
@@ -23,12 +25,19 @@ DEFAULT_OBSERVERS = {
 OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with outliers (Quamba, section 4)
 
 
-def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True) -> dict[str, str]:
+def check_tap(tap: str, known: Sequence[str] = EVERY_TAP) -> None:
+    """Raises QuambaError for a tap that is not among those `known`."""
+    if tap not in known:
+        raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}")
+
+
+def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True, dynamic: bool = False) -> dict[str, str]:
     """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
 
     A tap's own name goes before `all`, wherever it stands; taps that are not named keep DEFAULT_OBSERVERS, all of them
-    where `spec` is None. `head`: whether the head is quantized, so that tap head_in may be named. Raises QuambaError on
-    an unknown tap or observer, and on a tap that is named twice.
+    where `spec` is None. `head`: whether the head is quantized, so that tap head_in may be named; `dynamic`: whether
+    the taps that can have a scale per token do, so that they need no observer. Raises QuambaError on an unknown tap or
+    observer, on a tap that is named twice, and on one that has no observer.
     """
     if spec is None:
         pairs = []
@@ -38,20 +47,24 @@ def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True) -> 
         pairs = list(spec.items())
     else:
         raise QuambaError(f"observer must be a name or a mapping of taps to names, not {spec!r}")
-    known = (*TAPS, HEAD_TAP)
     named = [tap for tap, _ in pairs]
     for tap, name in pairs:
-        if tap not in (*known, "all"):
-            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}, all")
+        check_tap(tap, (*EVERY_TAP, "all"))
         if name not in observer_names():
             raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
         if tap == HEAD_TAP and not head:
             raise QuambaError(f"tap {HEAD_TAP} has an observer only where the head is quantized: --quantize_lm_head")
+        if dynamic and tap in DYNAMIC_TAPS:
+            raise QuambaError(
+                f"tap {tap} has no observer where scales are dynamic, every token has a scale of its own: drop "
+                f"{tap}={name}, or the dynamic scales"
+            )
     if twice := [tap for tap in named if named.count(tap) > 1]:
         raise QuambaError(f"tap {twice[0]!r} is given more than one observer in {spec!r}: name one")
     own = dict(pairs)
-    defaults = dict.fromkeys(known, own.pop("all")) if "all" in own else DEFAULT_OBSERVERS
-    return {tap: own.get(tap, defaults[tap]) for tap in (known if head else TAPS)}
+    defaults = dict.fromkeys(EVERY_TAP, own.pop("all")) if "all" in own else DEFAULT_OBSERVERS
+    unwatched = {*(DYNAMIC_TAPS if dynamic else ()), *(() if head else (HEAD_TAP,))}
+    return {tap: own.get(tap, defaults[tap]) for tap in EVERY_TAP if tap not in unwatched}
 
 
 def create_tap_observer(name: str, n_bits: int, options: Mapping) -> Observer:

@@ -17,6 +17,7 @@ from quamba.activations import (
     open_activations,
     split_tap_name,
     synthetic_activations,
+    tap_name,
 )
 from quamba.errors import QuambaError
 from quamba.histogram import SignedHistogram
@@ -129,6 +130,7 @@ def test_what_was_read_knows_its_names(tmp_path):
     assert [(tap.layer, tap.tap) for tap in saved] == [(0, "x"), (0, "out"), (2, "x"), (None, "head_in")]
     assert [tap.name for tap in saved] == list(STREAM)
     assert [split_tap_name(tap.name) for tap in saved] == [(tap.layer, tap.tap) for tap in saved]
+    assert [tap_name(*split_tap_name(name)) for name in STREAM] == list(STREAM)
 
 
 def test_layers_come_in_the_order_of_their_numbers(tmp_path):

@@ -1,6 +1,7 @@
 """`python -m quamba`: the list of commands, and how the process ends."""
 
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def raising(error: BaseException):
 
 
 def test_the_commands_have_names_of_their_own():
-    assert [command.NAME for command in COMMANDS] == ["observers", "compare-logs"]
+    assert [command.NAME for command in COMMANDS] == ["generate", "profile", "observers", "compare-logs"]
 
 
 def test_help_lists_every_command(capsys):
@@ -78,7 +79,7 @@ def test_every_example_is_a_command_that_parses():
     parser = dispatcher.build_parser()
     for command in COMMANDS:
         lines = [line.split("  ")[0] for line in map(str.strip, command.EXAMPLES.splitlines())]
-        examples = [line.split()[3:] for line in lines if line.startswith("python -m quamba ")]
+        examples = [shlex.split(line.split(" < ")[0])[3:] for line in lines if line.startswith("python -m quamba ")]
         assert len(examples) > 1
         for example in examples:
             assert parser.parse_args(example).run is command.run

@@ -1,11 +1,12 @@
 """Files that are whole or absent, and places that cannot be written."""
 
+import errno
 import os
 
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.files import replace_atomically, require_writable, write_text_atomically
+from quamba.files import replace_atomically, require_writable, write_output, write_text_atomically
 
 
 def test_text_is_written_and_replaced(tmp_path):
@@ -28,6 +29,27 @@ def test_an_interruption_leaves_the_older_text_and_nothing_else(tmp_path, monkey
         write_text_atomically(file, "newer")
     assert file.read_text() == "older"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_told_with_the_file_and_the_older_text_stays(tmp_path, monkeypatch, step):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a temporary name")
+
+    file = tmp_path / "file.txt"
+    write_output(file, "older")
+    monkeypatch.setattr(os, step, fill)
+    with pytest.raises(QuambaError) as error:
+        write_output(file, "newer")
+    assert str(error.value) == f"cannot write {file}: {os.strerror(errno.ENOSPC)}"
+    assert file.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_below_a_file_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuambaError, match=r"^cannot write .*file/new/x\.txt: Not a directory$"):
+        write_output(tmp_path / "file" / "new" / "x.txt", "text")
 
 
 def test_a_block_writes_the_file_itself(tmp_path):

@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "quamba"
 # lowest first; modules of one layer may import each other
 LAYERS = [
     ["errors", "files"],
-    ["numerics", "scheme", "hadamard"],
+    ["numerics", "scheme", "hadamard", "sampling", "text_stream"],
     ["ops"],
     ["quantile", "histogram", "observer_base", "observer", "grouped_observer", "nn", "activations"],
     ["data", "transforms"],
     ["convert"],
     ["tap_observers"],
-    ["calibration", "profile"],
+    ["calibration", "profile", "decoder"],
+    ["generate", "latency"],
     ["checkpoint"],
     ["quantize"],
     ["evaluate"],

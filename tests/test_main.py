@@ -15,8 +15,10 @@ import quamba
 from quamba import observer_base
 from quamba.activations import open_activations
 from quamba.calibration import CalibrationResult
+from quamba.checkpoint import recipe_of
 from quamba.data import load_text, text_sha256
 from quamba.nn.mamba1 import TAPS
+from quamba.study.result_log import read_logs
 from quamba.tap_observers import DEFAULT_OBSERVERS
 
 ROOT = Path(main.__file__).parent
@@ -234,8 +236,38 @@ def test_a_saved_model_gives_the_same_perplexity(tiny, options):
     after = read_log("tiny_w8a8")
     assert after["ppl"] == before["ppl"]
     assert after["size"] == before["size"]
-    for option in options:
-        assert after["recipe"][option.removeprefix("--")] is True
+    assert after["recipe"] == before["recipe"]
+    assert after["recipe"]["rotate_residual"] is ("--rotate_residual" in options)
+    assert after["recipe"]["tied_head"] is ("--quantize_lm_head" in options)
+
+
+SCHEMES = {
+    "w4a8": ["--w_bits", "4", "--group_size", "32"],
+    "w4a8 dynamic": ["--w_bits", "4", "--dynamic", "--quantize_embedding", "--quantize_lm_head"],
+    "w8a8 dynamic": ["--dynamic", "--quantize_lm_head", "--lm_head_bits", "4"],
+    "w4a16": ["--w_bits", "4", "--a_bits", "16", "--quantize_embedding", "--embedding_bits", "8"],
+    "w8a16": ["--a_bits", "16", "--quantize_embedding", "--quantize_lm_head", "--untie_embedding"],
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_runs_is_saved_and_is_measured_again(tiny, capsys, name):
+    scheme, calibrated = name.split()[0], not name.endswith("a16")
+    quantize = QUANTIZE if calibrated else ["--quantize"]
+    assert main.main([*tiny, *quantize, "--pretrained_dir", "models", *SCHEMES[name]]) == 0
+    out = capsys.readouterr().out
+    assert ("Calibrating: 8 sequences" in out) == calibrated == ("observers   percentile" in out)
+    assert ("No calibration: activations stay float" in out) != calibrated
+    before = read_log(f"tiny_{scheme}")
+    assert f"recipe      {recipe_of(quamba.load(f'models/tiny-{scheme}')[0]).describe()}\n" in out
+    assert ("calibration" in before) == calibrated
+    (compared,) = read_logs([f"logs/tiny_{scheme}.json"])  # as `compare-logs` does
+    assert (compared.scheme, compared.calibration is not None) == (scheme, calibrated)
+    assert before["saved"] == f"models/tiny-{scheme}"
+    assert before["ppl"]["text.txt"] == pytest.approx(before["float"]["ppl"]["text.txt"], rel=0.1)
+    assert main.main([f"models/tiny-{scheme}", *tiny[1:]]) == 0
+    after = read_log(f"tiny_{scheme}")
+    assert (after["ppl"], after["size"], after["recipe"]) == (before["ppl"], before["size"], before["recipe"])
 
 
 def test_a_dtype_is_kept_in_the_saved_model(tiny):
@@ -327,6 +359,16 @@ def fails(capsys, options: list[str]) -> str:
         (["--quantize", "--observer", "y=mse"], "unknown tap 'y'"),
         (["--quantize", "--observer", "mse", "--use_outlier_aware"], "--use_outlier_aware means --observer outlier_"),
         (["--quantize", "--w_bits", "3"], "--w_bits 3 --a_bits 8 is not supported"),
+        (["--quantize", "--a_bits", "32"], "--w_bits 8 --a_bits 32 is not supported"),
+        (["--quantize", "--group_size", "64"], "group_size 64 needs 4-bit weights"),
+        (["--quantize", "--w_bits", "4", "--group_size", "7"], "group_size 7 has no kernels: choose of 32, 64, 128"),
+        (["--quantize", "--a_bits", "16", "--dynamic"], "scheme w8a16 leaves activations float"),
+        (["--quantize", "--a_bits", "16", "--observer", "mse"], "--observer does nothing with --a_bits 16"),
+        (["--quantize", "--dynamic", "--observer", "out=mse"], "tap out has no observer where scales are dynamic"),
+        (["--quantize", "--embedding_bits", "4"], "embedding_bits 4 does nothing without quantize_embedding"),
+        (["--quantize", "--quantize_lm_head", "--lm_head_bits", "2"], "weights have 4 or 8 bits, not 2"),
+        (["--quantize", "--untie_embedding"], "does nothing unless both are quantized"),
+        (["--group_size", "64"], "--group_size does nothing without --quantize"),
         (["--quantize", "--calib_dataset", "best"], "--calib_dataset 'best' is neither a file or folder here nor"),
         (["--quantize", "--plugin", "best.py"], "best.py' is not a Python file"),
         (["--quantize", "--percentile_alpha", "2"], "percentile_alpha must be in (0, 1]"),

@@ -86,3 +86,91 @@ def test_the_kernels_round_ties_saturate_and_take_nan_as_numerics_does(capabilit
         for scale in (1.0, 0.5, 2.0):
             scale = torch.tensor(scale)
             assert torch.equal(ops.quantize(x * scale, scale), numerics.quantize(x * scale, scale))
+
+
+@pytest.mark.parametrize("capability", torch.ops.quamba.cpu_capabilities())
+def test_the_kernels_give_a_row_of_zeros_the_same_scale(capability):
+    """The smallest amplitude that a scale stands for: AMAX_EPS here, kAmaxEps there."""
+    rows = torch.tensor([[0.0], [numerics.AMAX_EPS / 2], [numerics.AMAX_EPS * 2]])
+    with ops.force_cpu_capability(capability):
+        _, scale = ops.quantize_per_token(rows)
+    assert torch.equal(scale, numerics.symmetric_scale(rows[:, 0]))
+    assert scale[0] == scale[1] < scale[2]
+
+
+@st.composite
+def _representable_groups(draw):
+    """Integers [O, I] that use both ends of every group's range, and the scale and zero point of each group."""
+    group_size, rows, columns = draw(st.sampled_from([2, 5, 32])), draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    groups = -(-columns // group_size)
+    each = st.lists(st.integers(0, 15), min_size=rows * columns, max_size=rows * columns)
+    q = torch.tensor(draw(each), dtype=torch.uint8).view(rows, columns)
+    exponents = draw(st.lists(st.integers(-10, 10), min_size=rows * groups, max_size=rows * groups))
+    scale = (torch.tensor(exponents).float().exp2() * draw(st.sampled_from([1.0, 1.25, 1.9]))).half().view(rows, groups)
+    zeros = st.lists(st.integers(0, 15), min_size=rows * groups, max_size=rows * groups)
+    zero = torch.tensor(draw(zeros), dtype=torch.uint8).view(rows, groups)
+    return q, scale, zero, group_size
+
+
+@given(_representable_groups())
+def test_representable_group_wise_weights_survive_a_round_trip(case):
+    q, scale, zero, group_size = case
+    weight = numerics.dequantize_groups(q, scale, zero, group_size)
+    assert torch.equal(numerics.quantize_groups(weight, scale, zero, group_size), q)
+
+
+def test_parameters_of_representable_groups_are_found():
+    """A weight that reaches both ends of each of its groups' ranges comes back with their scales and zeros."""
+    q = torch.arange(48).remainder(16).to(torch.uint8).view(1, 48)
+    scale, zero = torch.tensor([[0.5, 0.017]]).half(), torch.tensor([[3, 12]], dtype=torch.uint8)
+    weight = numerics.dequantize_groups(q, scale, zero, 32)
+    found = numerics.group_parameters(weight, 32)
+    assert [t.dtype for t in found] == [torch.float16, torch.uint8]
+    assert torch.equal(found[0], scale)
+    assert torch.equal(found[1], zero)
+
+
+def test_a_groups_range_includes_zero():
+    weight = torch.tensor([[4.0, 7.5, 5.0, -3.0, -7.5, -4.0]])  # a positive group, a negative one
+    scale, zero = numerics.group_parameters(weight, 3)
+    assert scale.tolist() == [[0.5, 0.5]]
+    assert zero.tolist() == [[0, 15]]
+
+
+def test_the_last_group_may_be_short():
+    weight = torch.cat([torch.full((2, 32), 15.0), torch.full((2, 1), 1.5)], dim=1)
+    scale, zero = numerics.group_parameters(weight, 32)
+    assert scale.tolist() == [[1.0, pytest.approx(0.1, rel=1e-3)]] * 2
+    assert zero.tolist() == [[0, 0]] * 2
+    assert numerics.quantize_groups(weight, scale, zero, 32).eq(15).all()
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-12, 1e9])
+def test_scales_stay_within_float16(magnitude):
+    scale, zero = numerics.group_parameters(torch.full((1, 8), magnitude), 8)
+    assert scale.isfinite().all()
+    assert (scale > 0).all()
+    assert zero.eq(0).all()
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=70), st.sampled_from([4, 32]))
+def test_group_wise_error_is_bounded_by_a_step(values, group_size):
+    """Half a step of rounding, and at the ends of a range up to another half: its zero point is an integer too."""
+    weight = torch.tensor([values])
+    scale, zero = numerics.group_parameters(weight, group_size)
+    q = numerics.quantize_groups(weight, scale, zero, group_size)
+    error = (numerics.dequantize_groups(q, scale, zero, group_size) - weight).abs()
+    step = scale.float().repeat_interleave(group_size, -1)[:, : weight.shape[1]]
+    assert (error <= 1.01 * step).all()
+
+
+@given(st.lists(st.lists(st.integers(0, 15), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 7))
+def test_packed_integers_are_unpacked(rows, columns):
+    q = torch.tensor(rows, dtype=torch.uint8)[:, :columns]
+    packed = numerics.pack_uint4(q)
+    assert packed.shape == (len(rows), -(-columns // 2))
+    assert torch.equal(numerics.unpack_uint4(packed, columns), q)
+
+
+def test_the_first_of_two_packed_integers_lies_in_the_low_half():
+    assert numerics.pack_uint4(torch.tensor([1, 2, 15], dtype=torch.uint8)).tolist() == [0x21, 0x0F]

@@ -27,6 +27,7 @@ from quamba.nn.embedding import QuantEmbedding, QuantHead
 from quamba.nn.mamba1 import TAPS, QuantMamba1Mixer
 from quamba.profile import tensor_bytes
 from quamba.tap_observers import DEFAULT_OBSERVERS
+from tests.scheme_variants import TABLES, VARIANTS, calibrates, quantize_variant
 
 OPTIONS = ("quantize_embedding", "quantize_lm_head", "rotate_residual")
 ALL_OPTIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product([False, True], repeat=3)]
@@ -69,6 +70,31 @@ def test_logits_stay_near(tiny_mamba, quantize, tokens, options, tied):
     model = tiny_mamba(tie_word_embeddings=tied)
     expected = logits(model, tokens)
     assert 0 < relative_error(logits(quantize(model, **options), tokens), expected) < 0.03
+
+
+@pytest.mark.parametrize("tables", TABLES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_scheme_stays_near(tiny_mamba, tokens, variant, tables):
+    """8 bits within 3 % of the logits' norm; each kind of 4-bit tensor, rounded to nearest, adds a tenth."""
+    model = tiny_mamba()
+    expected = logits(model, tokens)
+    quantize_variant(model, variant, **TABLES[tables])
+    recipe = recipe_of(model)
+    four = [recipe.scheme.weight.bits, recipe.embedding_bits, recipe.lm_head_bits].count(4)
+    assert 0 < relative_error(logits(model, tokens), expected) < 0.03 + 0.1 * four
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])
+def test_smaller_groups_lose_less(tiny_mamba, quantize, tokens, scheme):
+    model, calibration = tiny_mamba(hidden_size=128), {} if scheme == "w4a8" else {"calibration": None}
+    expected = logits(model, tokens)
+    errors = [
+        relative_error(
+            logits(quantize(copy.deepcopy(model), scheme=scheme, group_size=g, **calibration), tokens), expected
+        )
+        for g in (32, 64, 128, 256)
+    ]
+    assert errors == sorted(errors)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +178,30 @@ def test_a_quantized_head_has_a_tap(tiny_mamba, quantize):
     model = quantize(tiny_mamba(), quantize_lm_head=True, observer="head_in=mse")
     assert model.quamba_calibration.observer["head_in"] == "mse"
     assert float(model.lm_head.head_in_scale) == model.quamba_calibration.taps["head_in"].scale
+
+
+def test_tables_of_other_bits_or_untied_ones_are_two(tiny_mamba):
+    sizes = {}
+    for tables in ("both 8", "both 4", "4 and 8", "untied"):
+        model = quantize_variant(tiny_mamba(), "w4a8", **TABLES[tables])
+        head, embedding = model.lm_head, model.backbone.embeddings
+        assert (head.tied_to is embedding) == (tables in ("both 8", "both 4")) == recipe_of(model).tied_head
+        assert not model.config.tie_word_embeddings
+        sizes[tables] = tensor_bytes(model)
+    int8, int4 = 96 * 32 + 96 * 4, 96 * 32 // 2 + 96 * (2 + 1)  # with a group a row
+    assert sizes["both 8"] - sizes["both 4"] == int8 - int4
+    assert sizes["4 and 8"] - sizes["both 4"] == int8
+    assert sizes["untied"] - sizes["both 4"] == int4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_of_a_scheme_are_of_its_type(tiny_mamba, variant):
+    model = quantize_variant(tiny_mamba(), variant)
+    weights = {name: buffer.dtype for name, buffer in model.named_buffers() if name.endswith(".weight")}
+    linear = {dtype for name, dtype in weights.items() if "proj" in name}
+    assert linear == {torch.int8 if variant.startswith("w8") else torch.uint8}
+    conv = {dtype for name, dtype in weights.items() if "conv1d" in name}
+    assert conv == {torch.int8 if calibrates(variant) else torch.float32}
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
@@ -265,6 +315,49 @@ def test_without_the_head_a_result_with_its_tap_serves_too(tiny_mamba, quantize)
     quantize(tiny_mamba(), calibration=result, observer="mse")
 
 
+def test_float_activations_need_no_calibration(tiny_mamba):
+    assert quamba.quantize(tiny_mamba(), None, "w4a16", quantize_lm_head=True).quamba_calibration is None
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"observer": "mse"},
+        {"observer_options": {"mse": {"clip_ratio": 0.9}}},
+        {"calibration": torch.zeros(1, 2, dtype=torch.int64)},
+        {"save_activations": "acts"},
+    ],
+    ids=lambda argument: next(iter(argument)),
+)
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
+def test_float_activations_take_no_calibration(tiny_mamba, scheme, argument):
+    model = tiny_mamba()
+    before = state(model)
+    with pytest.raises(QuambaError, match=f"{next(iter(argument))} does nothing with scheme {scheme}: its activations"):
+        quamba.quantize(model, None, scheme, **argument)
+    assert same_state(before, model)
+
+
+def test_taps_with_a_scale_per_token_are_not_watched(tiny_mamba, quantize, tmp_path):
+    result = quantize(
+        tiny_mamba(), dynamic=True, quantize_lm_head=True, save_activations=tmp_path / "acts"
+    ).quamba_calibration
+    static = {"conv_in", "z", "x", "dt_rank", "B", "C"}
+    assert set(result.observer) == static
+    assert {name.rsplit(".", 1)[-1] for name in result.taps} == static
+    assert [tap.name for tap in open_activations(tmp_path / "acts")] == list(result.taps)
+    with pytest.raises(QuambaError, match="tap out has no observer where scales are dynamic"):
+        quantize(tiny_mamba(), dynamic=True, observer="out=mse")
+
+
+def test_a_static_result_serves_dynamic_scales_and_other_weights_but_not_the_reverse(tiny_mamba, quantize, tokens):
+    static, dynamic = quantize(tiny_mamba()).quamba_calibration, {"scheme": "w4a8", "dynamic": True}
+    fresh = quantize(tiny_mamba(), **dynamic)
+    assert torch.equal(logits(quantize(tiny_mamba(), static, **dynamic), tokens), logits(fresh, tokens))
+    with pytest.raises(QuambaError, match=r"no scale for layers\.0\.in, .* made for dynamic scales"):
+        quantize(tiny_mamba(), fresh.quamba_calibration, scheme="w4a8")
+
+
 # --- activations that are kept ---
 
 
@@ -364,6 +457,12 @@ def same_state(before: dict, model) -> bool:
         ({"hidden_size": 10, "expand": 4}, {"rotate_residual": True}, "no Hadamard rotation of size 10"),
         ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu' has no kernels"),
         ({}, {"scheme": "w3a3"}, "unknown scheme 'w3a3': choose one of w8a8"),
+        ({}, {"group_size": 64}, "group_size 64 needs 4-bit weights"),
+        ({}, {"scheme": "w4a8", "group_size": 100}, "group_size 100 has no kernels: choose of 32, 64, 128, 256"),
+        ({}, {"scheme": "w4a16", "dynamic": True}, "dynamic scales are those of 8-bit activations"),
+        ({}, {"embedding_bits": 4}, "embedding_bits 4 does nothing without quantize_embedding"),
+        ({}, {"lm_head_bits": 3, "quantize_lm_head": True}, "weights have 4 or 8 bits, not 3"),
+        ({}, {"untie": True}, "to untie embedding and head does nothing unless both are quantized"),
         ({}, {"observer": "best"}, "unknown observer 'best'"),
         ({}, {"observer": "head_in=mse"}, "tap head_in has an observer only where the head is quantized"),
         ({}, {"observer_options": {"outlier_aware": {}}}, "options for observer 'outlier_aware', which no tap uses"),

@@ -1,33 +1,181 @@
 """Schemes and recipes are data that survives a checkpoint's config.json."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.scheme import SCHEMES, QuantizationRecipe, get_scheme
+from quamba.scheme import (
+    GROUP_SIZES,
+    SCHEMES,
+    QuantizationRecipe,
+    create_recipe,
+    get_scheme,
+    scheme_from_dict,
+    variants,
+)
+
+BOTH = {"quantize_embedding": True, "quantize_lm_head": True}
 
 
-def test_w8a8_is_int8_per_channel_weights_and_int8_per_tensor_activations():
-    scheme = get_scheme("w8a8")
-    assert (scheme.weight.bits, scheme.weight.symmetric, scheme.weight.granularity) == (8, True, "per_channel")
-    assert (scheme.act.bits, scheme.act.symmetric, scheme.act.granularity) == (8, True, "per_tensor")
+# --- schemes ---
 
 
-def test_an_unknown_scheme_names_the_known_ones():
-    with pytest.raises(QuambaError, match=r"w3a3.*w8a8"):
-        get_scheme("w3a3")
+def test_the_schemes_of_the_table():
+    assert list(SCHEMES) == ["w8a8", "w4a8", "w4a16", "w8a16"]
+    for name, scheme in SCHEMES.items():
+        assert name == scheme.name == f"w{scheme.weight.bits}a{scheme.act.bits}"
+        assert get_scheme(name) == scheme
+
+
+def test_8_bit_weights_are_symmetric_per_channel_and_4_bit_ones_asymmetric_per_group():
+    weight = get_scheme("w8a8").weight
+    assert (weight.symmetric, weight.granularity, weight.group_size) == (True, "per_channel", None)
+    weight = get_scheme("w4a8").weight
+    assert (weight.symmetric, weight.granularity, weight.group_size) == (False, "per_group", 128)
+    assert [get_scheme("w4a16", size).weight.group_size for size in GROUP_SIZES] == [32, 64, 128, 256]
+
+
+def test_activations_are_int8_per_tensor_or_per_token_or_float():
+    assert get_scheme("w4a8").act.granularity == "per_tensor"
+    assert get_scheme("w4a8", dynamic=True).act.granularity == "per_token"
+    assert get_scheme("w4a16").act.granularity == "none"
+
+
+def test_the_convolution_is_int8_with_int8_activations_and_float_with_float_ones():
+    assert get_scheme("w4a8").conv_weight == get_scheme("w8a8").weight
+    assert get_scheme("w8a16").conv_weight == get_scheme("w8a16").act
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("w3a3",), "unknown scheme 'w3a3': choose one of w8a8, w4a8, w4a16, w8a16"),
+        (("w8a8", 64), "group_size 64 needs 4-bit weights: 8-bit ones have a scale per channel"),
+        (("w8a16", 128), "group_size 128 needs 4-bit weights"),
+        (("w4a8", 48), "group_size 48 has no kernels: choose of 32, 64, 128, 256"),
+        (("w4a8", 0), "group_size 0 has no kernels"),
+        (("w4a8", 64.0), "group_size 64.0 has no kernels"),
+        (("w4a16", 64, True), "dynamic scales are those of 8-bit activations: scheme w4a16 leaves activations float"),
+    ],
+    ids=str,
+)
+def test_what_means_nothing_is_refused(arguments, message):
+    with pytest.raises(QuambaError) as error:
+        get_scheme(*arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "scheme", list(variants()), ids=lambda scheme: f"{scheme.weight.describe()}, {scheme.act.describe()}"
+)
+def test_every_variant_is_read_back(scheme):
+    assert scheme_from_dict(json.loads(json.dumps(asdict(scheme)))) == scheme
+
+
+def test_there_are_as_many_variants_as_there_are_combinations():
+    found = list(variants())
+    assert len(set(found)) == len(found) == 2 + 4 * 2 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("weight", {"group_size": 48}),
+        ("weight", {"bits": 8}),
+        ("weight", {"symmetric": True}),
+        ("weight", {"granularity": "per_channel"}),
+        ("act", {"bits": 16}),
+        ("act", {"granularity": "per_group"}),
+        ("act", {"group_size": 32}),
+    ],
+    ids=str,
+)
+def test_a_scheme_that_no_kernel_runs_is_refused(part, changes):
+    fields = asdict(get_scheme("w4a8"))
+    fields[part] |= changes
+    with pytest.raises(QuambaError, match=r"is not one this version runs \(w8a8, w4a8, w4a16, w8a16\)"):
+        scheme_from_dict(fields)
+
+
+# --- recipes ---
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_recipe_survives_json(name):
-    recipe = QuantizationRecipe(get_scheme(name), quantize_embedding=True, tied_head=True)
+@pytest.mark.parametrize("options", [{}, BOTH, BOTH | {"embedding_bits": 8, "lm_head_bits": 4}], ids=str)
+def test_a_recipe_survives_json(name, options):
+    recipe = create_recipe(name, tied=True, **options)
     assert QuantizationRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_a_recipe_with_an_unknown_field_or_scheme_is_refused():
-    fields = QuantizationRecipe(get_scheme("w8a8")).to_dict()
+def test_embedding_and_head_have_the_bits_of_the_weights_or_their_own():
+    assert create_recipe("w4a8", tied=True).embedding_bits is create_recipe("w4a8", tied=True).lm_head_bits is None
+    recipe = create_recipe("w4a8", tied=True, **BOTH, lm_head_bits=8)
+    assert (recipe.embedding_bits, recipe.lm_head_bits) == (4, 8)
+
+
+def test_a_4_bit_table_has_the_groups_of_4_bit_weights_and_128_beside_8_bit_ones():
+    assert create_recipe("w4a8", tied=True, group_size=64).table(4).group_size == 64
+    assert create_recipe("w8a8", tied=True).table(4).group_size == 128
+    assert create_recipe("w4a8", tied=True, group_size=64).table(8) == get_scheme("w8a8").weight
+
+
+@pytest.mark.parametrize(
+    ("tied", "options", "expected"),
+    [
+        (True, BOTH, True),
+        (False, BOTH, False),
+        (True, BOTH | {"untie": True}, False),
+        (True, BOTH | {"rotate_residual": True}, False),
+        (True, BOTH | {"lm_head_bits": 8}, False),
+        (True, BOTH | {"lm_head_bits": 4}, True),
+        (True, {"quantize_lm_head": True}, False),
+        (True, {"quantize_embedding": True}, False),
+        (True, {}, False),
+    ],
+    ids=str,
+)
+def test_a_tied_pair_of_the_same_bits_stays_one_table_unless_asked(tied, options, expected):
+    assert create_recipe("w4a8", tied=tied, **options).tied_head is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_bits": 4}, "embedding_bits 4 does nothing without quantize_embedding"),
+        ({"lm_head_bits": 8}, "lm_head_bits 8 does nothing without quantize_lm_head"),
+        ({"quantize_embedding": True, "embedding_bits": 3}, "weights have 4 or 8 bits, not 3"),
+        ({"quantize_lm_head": True, "lm_head_bits": 16}, "weights have 4 or 8 bits, not 16"),
+        ({"untie": True}, "to untie embedding and head does nothing unless both are quantized"),
+        ({"untie": True, "quantize_lm_head": True}, "does nothing unless both are quantized"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_means_nothing_is_refused(options, message):
+    with pytest.raises(QuambaError, match=message):
+        create_recipe("w8a8", tied=True, **options)
+
+
+def test_a_recipe_with_an_unknown_field_scheme_or_table_is_refused():
+    recipe = create_recipe("w8a8", tied=True, **BOTH)
+    fields = recipe.to_dict()
     with pytest.raises(QuambaError, match="colour"):
         QuantizationRecipe.from_dict({**fields, "colour": "blue"})
     with pytest.raises(QuambaError, match="w1a1"):
         QuantizationRecipe.from_dict({**fields, "scheme": {**fields["scheme"], "name": "w1a1"}})
+    with pytest.raises(QuambaError, match="weights have 4 or 8 bits, not True"):
+        QuantizationRecipe.from_dict({**fields, "embedding_bits": True})
+    with pytest.raises(QuambaError, match="cannot serve an embedding of 8 and a head of 4 bits"):
+        replace(recipe, lm_head_bits=4)
+
+
+def test_a_recipe_describes_itself():
+    recipe = create_recipe("w4a8", tied=True, group_size=64, dynamic=True, **BOTH, rotate_residual=True, lm_head_bits=8)
+    assert recipe.describe() == (
+        "weights uint4 per group of 64, activations int8 per token, embedding uint4 per group of 64, "
+        "head int8 per channel, rotated residual"
+    )
+    assert create_recipe("w8a16", tied=True, **BOTH).describe() == (
+        "weights int8 per channel, activations float, one table for embedding and head int8 per channel"
+    )

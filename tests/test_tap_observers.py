@@ -65,6 +65,14 @@ def test_the_head_has_a_tap_only_where_it_is_quantized():
         parse_observers("head_in=mse", head=False)
 
 
+def test_taps_with_a_scale_per_token_have_no_observer():
+    assert set(EVERY_TAP) - set(parse_observers("all=mse", dynamic=True)) == {"in", "out", HEAD_TAP}
+    assert parse_observers("x=mse", dynamic=True)["x"] == "mse"
+    for tap in ("in", "out", HEAD_TAP):
+        with pytest.raises(QuambaError, match=f"tap {tap} has no observer where scales are dynamic"):
+            parse_observers({tap: "mse"}, dynamic=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

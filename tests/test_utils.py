@@ -12,6 +12,7 @@ from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.data import EMBEDDED_MODELS
 from quamba.nn.mamba1 import TAPS
+from quamba.scheme import SCHEMES
 from quamba.tap_observers import DEFAULT_OBSERVERS
 
 TINY = EMBEDDED_MODELS["mamba-tiny"]
@@ -64,8 +65,65 @@ def test_the_defaults():
 
 def test_bits_name_the_scheme():
     assert utils.scheme_name(parse()) == utils.scheme_name(parse("--w_bits", "8", "--a_bits", "8")) == "w8a8"
-    with pytest.raises(QuambaError, match="--w_bits 3 --a_bits 8 is not supported: choose --w_bits 8 --a_bits 8"):
+    assert utils.scheme_name(parse("--w_bits", "4", "--a_bits", "16")) == "w4a16"
+    choices = "choose --w_bits 8 --a_bits 8, --w_bits 4 --a_bits 8, --w_bits 4 --a_bits 16, --w_bits 8 --a_bits 16"
+    with pytest.raises(QuambaError, match=f"--w_bits 3 --a_bits 8 is not supported: {choices}"):
         utils.scheme_name(parse("--w_bits", "3"))
+
+
+def test_options_of_the_recipe_are_arguments_of_quantize():
+    nothing = {"group_size": None, "dynamic": False, "embedding_bits": None, "lm_head_bits": None, "untie": False}
+    nothing |= dict.fromkeys(("quantize_embedding", "quantize_lm_head", "rotate_residual"), False)
+    assert utils.recipe_arguments(parse()) == {"scheme": "w8a8"} | nothing
+    options = ["--w_bits", "4", "--group_size", "64", "--dynamic", "--quantize_embedding", "--embedding_bits", "8"]
+    options += ["--quantize_lm_head", "--lm_head_bits", "4", "--untie_embedding", "--rotate_residual"]
+    assert utils.recipe_arguments(parse(*options)) == {
+        "scheme": "w4a8",
+        "group_size": 64,
+        "dynamic": True,
+        "quantize_embedding": True,
+        "quantize_lm_head": True,
+        "embedding_bits": 8,
+        "lm_head_bits": 4,
+        "untie": True,
+        "rotate_residual": True,
+    }
+
+
+@pytest.mark.parametrize("option", ["embedding", "lm_head"])
+def test_bits_of_a_table_need_the_table(option):
+    with pytest.raises(QuambaError, match=f"{option}_bits 4 does nothing without quantize_{option}"):
+        utils.recipe_arguments(parse(f"--{option}_bits", "4"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--observer", "mse"], ["--use_outlier_aware"], ["--percentile_alpha", "0.9"], ["--plugin", "mine.py"]),
+        *(["--calibration", "file.json"], ["--save_activations", "acts"]),
+        *(["--calib_dataset", "pile"], ["--calib_data_num", "3"], ["--calib_seqlen", "3"]),
+    ],
+    ids=" ".join,
+)
+def test_float_activations_refuse_options_of_calibration(option):
+    parser = utils.build_parser()
+    for bits in ("4", "8"):
+        args = parser.parse_args(["model", "--quantize", "--w_bits", bits, "--a_bits", "16", *option])
+        with pytest.raises(QuambaError, match=f"^{option[0]} does nothing with --a_bits 16: activations stay float"):
+            utils.check_quantization_options(args, parser)
+
+
+def test_float_activations_need_no_calibration():
+    args = parse("--a_bits", "16")
+    assert utils.calibration_source(args, OTHER) is None
+    assert utils.observer_spec(args) is None
+    assert utils.observer_options(args) == {}
+
+
+def test_dynamic_scales_have_no_observer():
+    assert not {"in", "out", "head_in"} & set(utils.observers(parse("--dynamic", "--quantize_lm_head")))
+    with pytest.raises(QuambaError, match="tap out has no observer where scales are dynamic"):
+        utils.observers(parse("--dynamic", "--observer", "out=mse"))
 
 
 @pytest.mark.parametrize(
@@ -254,8 +312,13 @@ def test_sequences_at_a_time():
     [
         ["--w_bits", "4"],
         ["--a_bits", "16"],
+        ["--group_size", "64"],
+        ["--dynamic"],
         ["--quantize_embedding"],
         ["--quantize_lm_head"],
+        ["--embedding_bits", "8"],
+        ["--lm_head_bits", "8"],
+        ["--untie_embedding"],
         ["--rotate_residual"],
         ["--skip_float"],
         ["--observer", "mse"],
@@ -284,5 +347,8 @@ def test_a_saved_model_is_named_without_its_scheme():
         "mamba-tiny",
         "mamba-130m",
     ]
+    names = [f"mine-{scheme}" for scheme in SCHEMES]
+    saved = [Checkpoint(name, Path(name), SAVED.config, "") for name in names]
+    assert {utils.model_name(checkpoint) for checkpoint in saved} == {"mine"}
     odd = Checkpoint("my-w8a8", Path("my-w8a8"), {}, "directory")  # a float model of that name
     assert utils.model_name(odd) == "my-w8a8"

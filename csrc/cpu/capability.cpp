@@ -5,6 +5,12 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <torch/library.h>
 
 #include "kernels.h"
@@ -12,18 +18,36 @@
 namespace quamba::cpu {
 namespace {
 
+#if defined(__x86_64__) && defined(__linux__)
+// Whether the CPU has AMX for integers and the system lets this process use its tiles.
+bool may_use_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTile) != 0 && (edx & kInt8) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool may_use_amx() { return false; }
+#endif
+
 // Best first; only what this machine can run.
-std::vector<const Kernels*> runnable() {
+const std::vector<const Kernels*>& runnable() {
+  static const std::vector<const Kernels*> found = [] {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+    if (may_use_amx()) tables.push_back(&kernels_avx512_amx());
     tables.push_back(&kernels_avx512_vnni());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kernels_avx2());
 #endif
   tables.push_back(&kernels_portable());
   return tables;
+  }();
+  return found;
 }
 
 const Kernels* find(const std::string& name) {

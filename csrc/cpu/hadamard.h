@@ -32,17 +32,38 @@ inline void multiply_blocks_by_base(const float* x, float* out, int64_t n, const
   }
 }
 
+// low, high <- low + high, low - high on runs that are whole vectors and a tail of kTail floats.
+template <int kTail>
+QUAMBA_INLINE void butterfly(float* low, float* high, int64_t run) {
+  const auto pair = [&](int64_t i, int count) __attribute__((always_inline)) {
+    const VecF a = load(low + i, count), b = load(high + i, count);
+    store(low + i, a + b, count);
+    store(high + i, a - b, count);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= run; i += kLanes) pair(i, kLanes);
+  if (kTail) pair(i, kTail);
+}
+
+template <int kTail>
+inline void butterfly_level(float* x, int64_t n, int64_t run) {
+  for (int64_t start = 0; start < n; start += 2 * run) butterfly<kTail>(x + start, x + start + run, run);
+}
+
 inline void butterflies(float* x, int64_t n, int64_t run) {
-  for (; run < n; run *= 2)
-    for (int64_t start = 0; start < n; start += 2 * run) {
-      float* __restrict low = x + start;
-      float* __restrict high = x + start + run;
-      for (int64_t i = 0; i < run; ++i) {
-        const float a = low[i], b = high[i];
-        low[i] = a + b;
-        high[i] = a - b;
-      }
-    }
+  for (; run < n; run *= 2) switch (run % kLanes) {
+    case 0: butterfly_level<0>(x, n, run); break;
+    case 4: butterfly_level<4>(x, n, run); break;
+    case 8: butterfly_level<8>(x, n, run); break;
+    case 12: butterfly_level<12>(x, n, run); break;
+    default:  // runs of 1 and 2, which only small transforms have
+      for (int64_t start = 0; start < n; start += 2 * run)
+        for (int64_t i = start; i < start + run; ++i) {
+          const float a = x[i], b = x[i + run];
+          x[i] = a + b;
+          x[i + run] = a - b;
+        }
+  }
 }
 
 // The base [p, p] with its rows padded to one vector (p <= 16) or two (p <= 32).
@@ -69,5 +90,8 @@ inline void hadamard(const float* x, int64_t n, const float* base, int64_t p, fl
     butterflies(out, n, 1);
   }
   const float norm = 1.0f / std::sqrt(static_cast<float>(n));
-  for (int64_t i = 0; i < n; ++i) out[i] *= norm;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int count = lanes_left(i, n);
+    store(out + i, load(out + i, count) * norm, count);
+  }
 }

@@ -53,29 +53,24 @@ struct LinearOutput {
   int64_t stride;          // elements from row to row
 };
 
-// A linear layer with int8 weights on a few rows: int8 ones (linear_w8a8) or float ones (linear_w8a16).
-struct Int8LinearArgs {
-  const void* x;              // [M, I], contiguous
+// A linear layer on laid-out rows, with weights in tiles of 16 outputs: see linear_w8.h and linear_w4.h.
+struct LinearArgs {
+  const void* x;       // int8 or float [M, I rounded up to kInputPadding], zeros beyond I; linear_w8a8: prepare_w8a8
+  int64_t x_stride;    // elements from row to row
+  const float* x_sums; // [M, G] sum of the activations of each group; null with int8 weights
   int64_t rows;
-  const int8_t* weight;       // [O, I]
-  const float* weight_scale;  // [O]
-  int64_t in;
-  LinearOutput out;
-};
-
-// A linear layer with group-wise uint4 weights on rows that prepare_int8 / prepare_float laid out.
-struct Int4LinearArgs {
-  const void* x;          // int8 (linear_w4a8) or float (linear_w4a16) [M, I rounded up to kInt4Block], zeros beyond I
-  const float* x_sums;    // [M, G] sum of the activations of each group
-  int64_t rows;
-  const uint8_t* weight;  // [O, ceil(I / 2)], element 2j in the low half of byte j
-  const uint16_t* scale;  // float16 [O, G]
-  const uint8_t* zero;    // [O, G]
+  const void* weight;
+  const void* scale;   // int8 weights: float [O]; uint4: float16 [O / 16, G, 16]
+  const uint8_t* zero; // [O / 16, G, 16]; null: int8 weights
   int64_t in, group_size;
+  void* scratch;       // kScratchBlocks blocks of 16 outputs, a byte an input, inputs rounded up to kInputPadding
   LinearOutput out;
 };
 
-constexpr int64_t kInt4Block = 128;  // weights in 64 bytes
+inline int64_t group_count(const LinearArgs& args) { return (args.in + args.group_size - 1) / args.group_size; }
+
+constexpr int64_t kOutputBlock = 16, kInputPadding = 64, kScratchBlocks = 2;
+constexpr int64_t kMinGroup = 32;  // group sizes are this times a power of two
 constexpr int64_t kMaxConvWidth = 16;
 constexpr int64_t kMaxHadamardBase = 32;
 constexpr int64_t kHadamardPadding = 32;
@@ -90,11 +85,19 @@ struct Kernels {
   void (*rms_norm)(const float* x, int64_t n, float eps, float* out);
   // one row [n], quantized with a scale of its own, which is returned
   float (*quantize_per_token)(const float* x, int64_t n, int8_t* out);
+  // a row [I] as linear_w8a8 reads it
+  void (*prepare_w8a8)(const int8_t* x, int64_t in, int8_t* to);
+  // the sums of a row's groups [G]
+  void (*group_sums_int8)(const int8_t* x, int64_t in, int64_t group_size, float* sums);
+  void (*group_sums_float)(const float* x, int64_t in, int64_t group_size, float* sums);
   // outputs [begin, end) of every row
-  void (*linear_w8a8)(const Int8LinearArgs& args, int64_t begin, int64_t end);
-  // outputs of rows [row_begin, row_end) from accumulators acc [M, O] that another product computed
-  void (*finish_w8a8)(const Int8LinearArgs& args, const int32_t* acc, int64_t out_features, int64_t row_begin,
-                      int64_t row_end);
+  void (*linear_w8a8)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_w8a16)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_w4a8)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_w4a16)(const LinearArgs& args, int64_t begin, int64_t end);
+  // the weights of a block of 16 outputs as floats [I, 16], rows `stride` apart
+  void (*dequantize_w8)(const LinearArgs& args, int64_t block, float* to, int64_t stride);
+  void (*dequantize_w4)(const LinearArgs& args, int64_t block, float* to, int64_t stride);
   // channels [begin, end) of one batch row
   void (*causal_conv1d_float)(const ConvArgs<float>& args, int64_t begin, int64_t end);
   void (*causal_conv1d_int8)(const ConvArgs<int8_t>& args, int64_t begin, int64_t end);
@@ -108,6 +111,7 @@ const Kernels& kernels_portable();
 #if defined(__x86_64__)
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_avx512_amx();
 #endif
 
 // The kernels in use: the best that this machine runs, or what QUAMBA_CPU_CAPABILITY names.

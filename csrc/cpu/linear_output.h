@@ -1,13 +1,41 @@
-// What every linear kernel does with its results: scale of the row, bias, quantization.
+// Blocks of 16 outputs, and what every linear kernel does with their results: scale of the row, bias, quantization.
 
-// `y` holds outputs o, o + 1, ... of a row, weights' scale applied.
-QUAMBA_INLINE void store_output(const LinearOutput& out, VecF y, int64_t row, int64_t o, int count) {
-  if (out.bias) y = y + load(out.bias + o, count);
-  const int64_t at = row * out.stride + o;
-  if (out.out_scale) store(static_cast<int8_t*>(out.to) + at, quantize_int8(y, load(out.out_scale + o, count)), count);
-  else store(static_cast<float*>(out.to) + at, y, count);
+// A block of 16 outputs of which [begin, end) are wanted.
+struct OutputBlock {
+  int64_t index;       // of the block: outputs 16 * index and after
+  int64_t begin, end;  // of all outputs that are wanted, in this block and after it
+
+  OutputBlock after(int blocks) const { return {index + blocks, begin, end}; }
+  int64_t more() const { return (end + kLanes - 1) / kLanes - index; }  // blocks from this one on
+  int64_t first() const { return index * kLanes; }
+  int skipped() const { return begin > first() ? static_cast<int>(begin - first()) : 0; }
+  int count() const { return lanes_left(first(), end); }
+};
+
+inline OutputBlock first_block(int64_t begin, int64_t end) { return {begin < end ? begin / kLanes : end, begin, end}; }
+
+// The block's part of a value per output.
+QUAMBA_INLINE VecF load_block(const float* values, OutputBlock block) {
+  return load(values + block.first(), block.count());
 }
 
 QUAMBA_INLINE VecF row_scale(const LinearOutput& out, int64_t row) {
   return broadcast(out.x_scale ? out.x_scale[row * out.x_scale_stride] : 1.0f);
+}
+
+// Outputs o, o + 1, ... of a row.
+QUAMBA_INLINE void store_output(const LinearOutput& out, VecF y, int64_t row, int64_t o, int count) {
+  const int64_t at = row * out.stride + o;
+  if (out.bias) y = y + load(out.bias + o, count);
+  if (out.out_scale) store(static_cast<int8_t*>(out.to) + at, quantize_int8(y, load(out.out_scale + o, count)), count);
+  else store(static_cast<float*>(out.to) + at, y, count);
+}
+
+// A block's outputs of a row, every scale applied.
+QUAMBA_INLINE void store_block(const LinearOutput& out, VecF y, int64_t row, OutputBlock block) {
+  const int skipped = block.skipped();
+  if (skipped == 0) return store_output(out, y, row, block.first(), block.count());
+  float lanes[2 * kLanes] = {};
+  store(lanes, y);
+  store_output(out, load(lanes + skipped), row, block.begin, block.count() - skipped);
 }

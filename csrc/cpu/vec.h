@@ -11,7 +11,23 @@ typedef int8_t VecB __attribute__((vector_size(16)));
 
 #define QUAMBA_INLINE inline __attribute__((always_inline))
 
-QUAMBA_INLINE VecF broadcast(float value) { return VecF{} + value; }
+QUAMBA_INLINE VecF broadcast(float value) { return value - VecF{}; }  // no operation: x - 0 is x, x + 0 is not for -0
+
+// The second operand where they do not compare, so that a NaN in it stays.
+QUAMBA_INLINE VecF max(VecF limit, VecF x) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecF)_mm512_max_ps((__m512)limit, (__m512)x);
+#else
+  return (limit > x) ? limit : x;
+#endif
+}
+QUAMBA_INLINE VecF min(VecF limit, VecF x) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecF)_mm512_min_ps((__m512)limit, (__m512)x);
+#else
+  return (limit < x) ? limit : x;
+#endif
+}
 
 // a * b + c, rounded once where the instruction set has it. Every kernel says where it fuses (the compiler may not:
 // -ffp-contract=off), so that the same formula gives the same bits wherever it is inlined.
@@ -57,6 +73,36 @@ QUAMBA_INLINE VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
 
 QUAMBA_INLINE VecF load(const int8_t* p, int count = kLanes) { return to_float(load_int(p, count)); }
 
+QUAMBA_INLINE VecF load_uint8(const uint8_t* p) {
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  Bytes v;
+  std::memcpy(&v, p, sizeof(v));
+  return to_float(__builtin_convertvector(v, VecI));
+}
+
+// 16 float16 values.
+QUAMBA_INLINE VecF load_half(const uint16_t* p) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  Halves bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  const VecI half = __builtin_convertvector(bits, VecI), magnitude = half & 0x7FFF;
+  // the exponent of a normal number moves by 112; a subnormal one is its bits times 2^-24
+  const VecI normal = (magnitude << 13) + (112 << 23), special = (magnitude << 13) | 0x7F800000;
+  const VecF subnormal = to_float(magnitude) * 0x1p-24f;
+  VecI subnormal_bits;
+  std::memcpy(&subnormal_bits, &subnormal, sizeof(subnormal));
+  VecI value = (magnitude < 0x0400) ? subnormal_bits : normal;
+  value = (magnitude >= 0x7C00) ? special : value;
+  value |= (half & 0x8000) << 16;
+  VecF result;
+  std::memcpy(&result, &value, sizeof(result));
+  return result;
+#endif
+}
+
 QUAMBA_INLINE void store(float* p, VecF v, int count = kLanes) {
   if (count == kLanes) std::memcpy(p, &v, sizeof(v));
   else std::memcpy(p, &v, sizeof(float) * static_cast<size_t>(count));
@@ -85,14 +131,49 @@ QUAMBA_INLINE float horizontal_max(VecF v) {
   return largest;
 }
 
+// Column n of a row-major [lanes, width] matrix; lanes from `count` on read as zero.
+QUAMBA_INLINE VecF gather_column(const float* rows, int64_t width, int64_t n, int count) {
+  VecF column{};
+  for (int lane = 0; lane < count; ++lane) column[lane] = rows[lane * width + n];
+  return column;
+}
+
+// rows[i][j] <-> rows[j][i]
+QUAMBA_INLINE void transpose(VecF (&rows)[kLanes]) {
+#if defined(QUAMBA_AVX512_VNNI)
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+  for (int stride = 1; stride < kLanes; stride *= 2) {  // swap the blocks off the diagonal, ever larger ones
+    const __m512i bit = _mm512_set1_epi32(stride);
+    const __mmask16 upper = _mm512_test_epi32_mask(lane, bit);
+    const __m512i first = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(kLanes - stride));
+    const __m512i second = _mm512_mask_add_epi32(_mm512_add_epi32(lane, bit), upper, lane, _mm512_set1_epi32(kLanes));
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & stride) continue;
+      const __m512 a = (__m512)rows[i], b = (__m512)rows[i + stride];
+      rows[i] = (VecF)_mm512_permutex2var_ps(a, first, b);
+      rows[i + stride] = (VecF)_mm512_permutex2var_ps(a, second, b);
+    }
+  }
+#else
+  float values[kLanes * kLanes];
+  std::memcpy(values, rows, sizeof(values));
+  for (int n = 0; n < kLanes; ++n) rows[n] = gather_column(values, kLanes, n, kLanes);
+#endif
+}
+
 QUAMBA_INLINE int lanes_left(int64_t i, int64_t n) {
   return static_cast<int>(n - i < kLanes ? n - i : kLanes);
 }
 
+// Asks for the weights that a single-row product reads next: rows follow each other in memory, and on huge pages this
+// reads a third faster than the hardware's own prefetching does (measured: 2 to 4 KB ahead).
+QUAMBA_INLINE void prefetch_weights(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 3072); }
+
 // e^x to about 1 ulp on [-87, 88], saturating outside: 2^n * p(r) with x = n ln2 + r, |r| <= ln2 / 2.
 QUAMBA_INLINE VecF exp(VecF x) {
-  x = (x < -87.0f) ? broadcast(-87.0f) : x;
-  x = (x > 88.0f) ? broadcast(88.0f) : x;
+  x = min(broadcast(88.0f), max(broadcast(-87.0f), x));
   const VecF n = fma(x, broadcast(1.44269504088896341f), broadcast(kRoundingMagic)) - kRoundingMagic;
   VecF r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
@@ -109,14 +190,46 @@ QUAMBA_INLINE VecF exp(VecF x) {
   return p * power;
 }
 
-QUAMBA_INLINE VecF silu(VecF x) { return x / (exp(-x) + 1.0f); }
+// 2^x to about 1 ulp for x <= 127, at least 2^-126: the same without a product that would lose bits, x being exact.
+QUAMBA_INLINE VecF exp2(VecF x) {
+  x = max(broadcast(-126.0f), x);
+  const VecF n = (x + kRoundingMagic) - kRoundingMagic;
+  const VecF r = x - n;
+  VecF p = broadcast(1.535336188319500e-4f);
+  p = fma(p, r, broadcast(1.339887440266574e-3f));
+  p = fma(p, r, broadcast(9.618437357674640e-3f));
+  p = fma(p, r, broadcast(5.550332471162809e-2f));
+  p = fma(p, r, broadcast(2.402264791363012e-1f));
+  p = fma(p, r, broadcast(6.931472028550421e-1f));
+  p = fma(p, r, broadcast(1.0f));
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const VecI exponent = (__builtin_convertvector(n, VecI) + 127) << 23;
+  VecF power;
+  std::memcpy(&power, &exponent, sizeof(power));
+  return p * power;
+#endif
+}
+
+// 1 / x to about 1 ulp for normal x: a division takes as long as sixteen multiplications.
+QUAMBA_INLINE VecF reciprocal(VecF x) {
+#if defined(QUAMBA_AVX512_VNNI)
+  const VecF r = (VecF)_mm512_rcp14_ps((__m512)x);
+  return fma(fma(-x, r, broadcast(1.0f)), r, r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+QUAMBA_INLINE VecF silu(VecF x) { return x * reciprocal(exp(min(broadcast(80.0f), -x)) + 1.0f); }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), and log1p(e) = 2 atanh(e / (2 + e)): full relative accuracy for the small
 // steps that a very negative x stands for.
 QUAMBA_INLINE VecF softplus(VecF x) {
   const VecF positive = (x > 0.0f) ? x : VecF{};
   const VecF e = exp((x > 0.0f) ? -x : x);
-  const VecF s = e / (e + 2.0f);
+  const VecF s = e * reciprocal(e + 2.0f);
   const VecF s2 = s * s;
   VecF p = broadcast(1.0f / 17);
   for (int odd = 15; odd > 0; odd -= 2) p = fma(p, s2, broadcast(1.0f / static_cast<float>(odd)));

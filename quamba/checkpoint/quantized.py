@@ -30,7 +30,9 @@ from .weight_files import weight_files
 logger = logging.getLogger(__name__)
 
 METHOD = "quamba"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SAFETENSORS_DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
+FLOAT_DTYPES = ("F32", "F16", "BF16")  # of parameters, which are cast when they are loaded
 HASH_BLOCK = 1 << 22
 
 
@@ -113,12 +115,13 @@ def verify_tensors(model: nn.Module, files: list[Path]) -> None:
         except (SafetensorError, OSError) as error:
             raise QuambaError(f"{file} is truncated or damaged: {error}") from error
     folder = files[0].parent if files else "the checkpoint"
+    parameters = {name for name, _ in model.named_parameters()}
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     problems = {
         "missing": sorted(set(expected) - set(stored)),
         "unknown": sorted(set(stored) - set(expected) - set(model.all_tied_weights_keys)),
         "of another shape or type": sorted(
-            name for name in set(expected) & set(stored) if not _fits(expected[name], *stored[name])
+            name for name in set(expected) & set(stored) if not _fits(expected[name], name in parameters, *stored[name])
         ),
     }
     lines = [f"{what}: {', '.join(names[:4])} ({len(names)} in all)" for what, names in problems.items() if names]
@@ -128,9 +131,10 @@ def verify_tensors(model: nn.Module, files: list[Path]) -> None:
         )
 
 
-def _fits(tensor: torch.Tensor, shape: tuple, dtype: str) -> bool:
-    kind = dtype in ("F32", "F16", "BF16") if tensor.is_floating_point() else dtype == "I8"
-    return tuple(tensor.shape) == shape and kind
+def _fits(tensor: torch.Tensor, is_parameter: bool, shape: tuple, dtype: str) -> bool:
+    """A parameter may be of any float type; integers, scales and states are of their own."""
+    kinds = FLOAT_DTYPES if is_parameter else (SAFETENSORS_DTYPES[tensor.dtype],)
+    return tuple(tensor.shape) == shape and dtype in kinds
 
 
 def file_sha256(path: Path) -> str:

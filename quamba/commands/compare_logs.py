@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..errors import QuambaError
 from ..evaluate.log import items_path
-from ..files import require_writable, write_text_atomically
+from ..files import require_writable, write_output
 from ..study.compare_logs import compare_logs
 from ..study.log_table import to_dict, to_markdown
 from ..study.result_log import ResultLog, read_logs
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         text = to_markdown(comparison)
     if args.output:
-        write_text_atomically(args.output, text)
+        write_output(args.output, text)
         _say(f"table   {args.output}")
     else:
         sys.stdout.write(text)

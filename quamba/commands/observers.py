@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from ..convert import check_architecture
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
-from ..files import require_writable, write_text_atomically
+from ..files import require_writable, write_output
 from ..observer import load_plugin, observer_names
 from ..study.capture import capture
 from ..study.comparison import NORMAL_RATIO, Comparison, compare_strategies
@@ -50,6 +50,7 @@ WITH_MODEL = (
     "save_activations",
 )
 END_TO_END = ("ppl_dataset", "ppl_windows", "task_list")
+RULE_UNITS = {"min_mse_drop": "SHARE", "max_ppl_ratio": "RATIO", "min_accuracy_gain": "POINTS"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,31 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"values beyond this quantile of |x| are outliers (default: {NORMAL_RATIO})",
     )
-    which.add_argument("--seed", type=seed, default=0, metavar="N", help="of synthetic values, of the calibration text")
+    which.add_argument(
+        "--seed", type=seed, metavar="N", help="of synthetic values, of the calibration text (default: 0)"
+    )
     which.add_argument("--spread", type=float, metavar="S", help=f"of --synthetic (default: {SYNTHETIC_SPREAD})")
     _add_model_arguments(parser.add_argument_group("with --model"))
-    rule, default = parser.add_argument_group("the verdict's rule"), Rule()
-    rule.add_argument(
-        "--min_mse_drop",
-        type=float,
-        default=default.min_mse_drop,
-        metavar="SHARE",
-        help=f"(default: {default.min_mse_drop})",
-    )
-    rule.add_argument(
-        "--max_ppl_ratio",
-        type=float,
-        default=default.max_ppl_ratio,
-        metavar="RATIO",
-        help=f"(default: {default.max_ppl_ratio})",
-    )
-    rule.add_argument(
-        "--min_accuracy_gain",
-        type=float,
-        default=default.min_accuracy_gain,
-        metavar="POINTS",
-        help=f"(default: {default.min_accuracy_gain})",
-    )
+    rule = parser.add_argument_group("the verdict's rule")
+    for figure in fields(Rule):
+        rule.add_argument(
+            f"--{figure.name}",
+            type=float,
+            default=figure.default,
+            metavar=RULE_UNITS[figure.name],
+            help=f"(default: {figure.default})",
+        )
     out = parser.add_argument_group("output")
     out.add_argument("--details", action="store_true", help="print every tap of every layer, however many")
     out.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="(default: table)")
@@ -168,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
     if evaluation:
         text = _text(args, checkpoint)
         measured = measure_strategies(checkpoint, strategies, args.taps, text, evaluation, args.rotate_residual)
-    rule = Rule(args.min_mse_drop, args.max_ppl_ratio, args.min_accuracy_gain)
+    rule = Rule(**{figure.name: getattr(args, figure.name) for figure in fields(Rule)})
     _report(args, comparison, rule, measured)
     if figure:
         from ..study.saving import save_figure
@@ -188,6 +178,8 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("taps", "layers", "normal_ratio"):
         if args.synthetic and getattr(args, option):
             raise QuambaError(f"--{option} does nothing with --synthetic")
+    if args.activations and args.seed is not None:
+        raise QuambaError("--seed does nothing with --activations, which are recorded already")
     if args.spread is not None and not (args.synthetic and args.spread > 0):
         raise QuambaError(f"--spread {args.spread}: a positive number, and only with --synthetic")
     if args.end_to_end and args.layers:
@@ -228,15 +220,16 @@ def _text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText:
         dataset=args.calib_dataset or default.dataset,
         data_num=args.calib_data_num or default.data_num,
         seqlen=args.calib_seqlen or default.seqlen,
-        seed=args.seed,
+        seed=default.seed if args.seed is None else args.seed,
         batch_size=args.batch_size or default.batch_size,
     )
 
 
 def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitStack) -> _Source:
     if args.synthetic:
-        values = synthetic_activations(args.seed, args.spread or SYNTHETIC_SPREAD)
-        return _Source([values], f"synthetic values, seed {args.seed}", 1, real=False)
+        chosen_seed = args.seed or 0
+        values = synthetic_activations(chosen_seed, args.spread or SYNTHETIC_SPREAD)
+        return _Source([values], f"synthetic values, seed {chosen_seed}", 1, real=False)
     directory = args.activations or args.save_activations
     if args.model:
         directory = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="quamba-activations-"))
@@ -303,7 +296,7 @@ def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measur
 
 def _write(args: argparse.Namespace, text: str) -> None:
     if args.output:
-        write_text_atomically(args.output, text)
+        write_output(args.output, text)
     else:
         sys.stdout.write(text)
 

@@ -1,55 +1,76 @@
-"""Int8 embedding table and language-model head, apart or as one table. Dims: V vocabulary, H hidden."""
+"""Quantized embedding table and language-model head, apart or as one table. Dims: V vocabulary, H hidden."""
 
 import torch
 from torch import Tensor, nn
 
-from .. import numerics, ops
+from .. import ops
+from ..scheme import FLOAT, STATIC, TensorSpec
 from .linear import QuantLinear
 from .module import QuantModule
+from .weight import QuantWeight
 
 
-class QuantEmbedding(QuantModule):
-    """weight int8 [V, H] with a scale per vocabulary row [V]."""
+class QuantEmbedding(QuantWeight):
+    """A `QuantWeight` [V, H]: 8 bits with a scale per vocabulary row, or 4 bits in groups of a row."""
 
-    def __init__(self, vocab_size: int, hidden_size: int):
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(vocab_size, hidden_size, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(vocab_size, dtype=torch.float32))
+    def __init__(self, vocab_size: int, hidden_size: int, spec: TensorSpec):
+        super().__init__(vocab_size, hidden_size, spec)
 
     @classmethod
-    def from_float(cls, embedding: nn.Embedding) -> "QuantEmbedding":
+    def from_float(cls, embedding: nn.Embedding, spec: TensorSpec) -> "QuantEmbedding":
         """Round-to-nearest rows of `embedding`."""
-        quantized = cls(embedding.num_embeddings, embedding.embedding_dim)
-        quantized.weight_scale = numerics.per_channel_scale(embedding.weight)  # [V]
-        quantized.weight = numerics.quantize(embedding.weight.detach(), quantized.weight_scale[:, None])
+        quantized = cls(embedding.num_embeddings, embedding.embedding_dim, spec)
+        quantized.round_to_nearest(embedding.weight)
         return quantized
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """int64 [B, L] -> float32 [B, L, H]."""
-        return ops.embedding_int8(input_ids, self.weight, self.weight_scale)
+        self.tile()
+        if self.group_size is None:
+            return ops.embedding_int8(input_ids, self.weight, self.weight_scale, self.in_features)
+        sizes = (self.in_features, self.out_features, self.group_size)
+        return ops.embedding_int4(input_ids, self.weight, self.weight_scale, self.weight_zero, *sizes)
 
     def extra_repr(self) -> str:
-        return "{}, {}, weight=int8 per row".format(*self.weight.shape)
+        return f"{self.out_features}, {self.in_features}, weight={self.spec.describe()}"
 
 
 class QuantHead(QuantModule):
-    """lm_head on int8 with a static input scale; `tied_to` shares an embedding's table instead of owning one."""
+    """lm_head with quantized weights; `tied_to` shares an embedding's table instead of owning one.
 
-    def __init__(self, hidden_size: int, vocab_size: int, tied_to: QuantEmbedding | None = None):
+    `act`: the format of its input: int8 with the static scale `head_in_scale`, int8 with a scale per token, or float.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        spec: TensorSpec,
+        act: TensorSpec = STATIC,
+        tied_to: QuantEmbedding | None = None,
+    ):
         super().__init__()
-        self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32))
+        self.act = act
+        self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32) if act == STATIC else None)
         if tied_to is None:
-            self.linear = QuantLinear(hidden_size, vocab_size, bias=False)
+            self.linear = QuantLinear(hidden_size, vocab_size, bias=False, spec=spec)
         # not registered as a submodule: the table is stored once, under the embedding's name
         object.__setattr__(self, "tied_to", tied_to)
 
     @property
+    def table(self) -> QuantWeight:
+        """The matrix [V, H], its own or the embedding's."""
+        return self.linear if self.tied_to is None else self.tied_to
+
+    @property
     def weight(self) -> Tensor:
-        """A float32 tensor: transformers casts the head's input to `lm_head.weight.dtype`."""
-        return self.head_in_scale
+        """A float32 tensor without values: transformers casts the head's input to `lm_head.weight.dtype`."""
+        return torch.empty(0, dtype=torch.float32, device=self.table.weight.device)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [..., H] -> float32 logits [..., V]."""
-        table = self.linear if self.tied_to is None else self.tied_to
-        q = ops.quantize(hidden_states, self.head_in_scale)
-        return ops.linear_w8a8(q, table.weight, self.head_in_scale * table.weight_scale, None)
+        if self.act == FLOAT:
+            return self.table.product(hidden_states.float())
+        if self.head_in_scale is None:
+            return self.table.product(*ops.quantize_per_token(hidden_states))
+        return self.table.product(ops.quantize(hidden_states, self.head_in_scale), self.head_in_scale)

@@ -1,4 +1,4 @@
-"""The Mamba block's mixer (arXiv 2312.00752), in float with taps and in int8 (Quamba, arXiv 2410.13229, section 4).
+"""The Mamba block's mixer (arXiv 2312.00752): float with taps, and quantized (Quamba, arXiv 2410.13229, section 4).
 
 Dims: B batch, L tokens, H hidden_size, D d_inner, N d_state, R dt_rank, K conv width.
 Activations are token-major [B, L, channels] throughout: channels are contiguous for the convolution and the scan.
@@ -11,14 +11,24 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import QuambaError
 from ..hadamard import base_on
+from ..scheme import FLOAT, STATIC, Scheme, TensorSpec
 from .conv1d import QuantConv1d
 from .linear import QuantLinear
 from .module import QuantModule
 from .states import layer_states, zero_padding
 
-# The activations that are quantized with a static scale, in the order in which a block computes them:
+# The activations that are quantized, in the order in which a block computes them:
 # in_proj's input, the convolution's input, the gate, conv + SiLU's output, dt_proj's input, B, C, out_proj's input.
 TAPS = ("in", "conv_in", "z", "x", "dt_rank", "B", "C", "out")
+# those that may have a scale per token instead of a static one: nothing but a linear layer reads them
+PER_TOKEN_TAPS = ("in", "out")
+
+
+def static_taps(act: TensorSpec) -> tuple[str, ...]:
+    """The taps that have a static scale, from calibration, where a block's activations are in that format."""
+    if act == FLOAT:
+        return ()
+    return tuple(tap for tap in TAPS if act == STATIC or tap not in PER_TOKEN_TAPS)
 
 
 class Mamba1Mixer(nn.Module):
@@ -73,12 +83,15 @@ class Mamba1Mixer(nn.Module):
 class QuantMamba1Mixer(QuantModule):
     """Norm + quantize -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> scan, gate -> Hadamard + quantize -> out_proj.
 
-    int8 weights (per output channel) and int8 activations with the static scale `{tap}_scale` of each tap; dt, A, D,
-    the SSM state and the biases are float32. The norm's weight is fused into in_proj, out_proj's weight is rotated.
+    Weights and activations are what `scheme` says. `{tap}_scale` is the static scale of a tap, None where it has none:
+    with dynamic scales every token at in_proj's and out_proj's input has its own, with float activations nothing has.
+    dt, A, D, the SSM state and the biases are float32. The norm's weight is fused into in_proj, out_proj's weight is
+    rotated.
     """
 
     def __init__(
         self,
+        scheme: Scheme,
         layer_idx: int,
         hidden_size: int,
         d_inner: int,
@@ -90,22 +103,25 @@ class QuantMamba1Mixer(QuantModule):
         use_conv_bias: bool,
     ):
         super().__init__()
-        self.layer_idx, self.eps = layer_idx, eps
+        self.scheme, self.layer_idx, self.eps = scheme, layer_idx, eps
         self.d_inner, self.d_state, self.dt_rank = d_inner, d_state, dt_rank
-        self.in_proj = QuantLinear(hidden_size, 2 * d_inner, use_bias)
-        self.conv1d = QuantConv1d(d_inner, conv_width, use_conv_bias)
-        self.x_proj = QuantLinear(d_inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = QuantLinear(dt_rank, d_inner, bias=True)
-        self.out_proj = QuantLinear(d_inner, hidden_size, use_bias)
+        weight = scheme.weight
+        self.in_proj = QuantLinear(hidden_size, 2 * d_inner, use_bias, weight)
+        self.conv1d = QuantConv1d(d_inner, conv_width, use_conv_bias, scheme.conv_weight)
+        self.x_proj = QuantLinear(d_inner, dt_rank + 2 * d_state, bias=False, spec=weight)
+        self.dt_proj = QuantLinear(dt_rank, d_inner, bias=True, spec=weight)
+        self.out_proj = QuantLinear(d_inner, hidden_size, use_bias, weight)
         self.register_buffer("A", torch.zeros(d_inner, d_state, dtype=torch.float32))
         self.register_buffer("D", torch.zeros(d_inner, dtype=torch.float32))
+        static = static_taps(scheme.act)
         for name in TAPS:
-            self.register_buffer(f"{name}_scale", torch.ones((), dtype=torch.float32))
+            self.register_buffer(f"{name}_scale", torch.ones((), dtype=torch.float32) if name in static else None)
 
     @classmethod
-    def from_config(cls, config, layer_idx: int) -> "QuantMamba1Mixer":
+    def from_config(cls, config, layer_idx: int, scheme: Scheme) -> "QuantMamba1Mixer":
         """An empty mixer of the shape that a transformers MambaConfig describes."""
         return cls(
+            scheme,
             layer_idx=layer_idx,
             hidden_size=config.hidden_size,
             d_inner=config.intermediate_size,
@@ -118,42 +134,69 @@ class QuantMamba1Mixer(QuantModule):
         )
 
     @classmethod
-    def from_float(cls, config, mixer: Mamba1Mixer, scales: dict[str, Tensor]) -> "QuantMamba1Mixer":
-        """Quantizes the weights of a fused and rotated float mixer; `scales` holds the scale of every tap."""
-        quantized = cls.from_config(config, mixer.layer_idx)
+    def from_float(cls, config, mixer: Mamba1Mixer, scheme: Scheme, scales: dict[str, Tensor]) -> "QuantMamba1Mixer":
+        """Quantizes the weights of a fused and rotated float mixer; `scales` holds that of every static tap."""
+        quantized = cls.from_config(config, mixer.layer_idx, scheme)
         for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
-            setattr(quantized, name, QuantLinear.from_float(getattr(mixer, name)))
-        quantized.conv1d = QuantConv1d.from_float(mixer.conv1d)
+            setattr(quantized, name, QuantLinear.from_float(getattr(mixer, name), scheme.weight))
+        quantized.conv1d = QuantConv1d.from_float(mixer.conv1d, scheme.conv_weight)
         quantized.A = -torch.exp(mixer.A_log.detach().float())
         quantized.D = mixer.D.detach().float().clone()
-        for name in TAPS:
+        for name in static_taps(scheme.act):
             setattr(quantized, f"{name}_scale", scales[name].detach().float().reshape(()).clone())
         return quantized
 
-    def _output_scales(self) -> tuple[Tensor, Tensor]:
-        """Per-channel output scales of in_proj [2D] (conv_in | z) and of x_proj [R + 2N] (dt_rank | B | C)."""
-        D, N = self.d_inner, self.d_state
-        in_proj = torch.cat([self.conv_in_scale.expand(D), self.z_scale.expand(D)])
-        x_proj = torch.cat([self.dt_rank_scale.expand(self.dt_rank), self.B_scale.expand(N), self.C_scale.expand(N)])
-        return in_proj, x_proj
-
     def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
-        """Hidden states before normalisation, float [B, L, H] -> float32 [B, L, H]."""
+        """Hidden states before normalisation, float [B, L, H] -> float32 [B, L, H].
+
+        With 8-bit activations what is int8 below is int8, with float ones it is float32 and no tensor has a scale.
+        """
         batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
         conv_shape = (batch, *self.conv1d.weight.shape)  # [B, D, K]
         conv_state, ssm_state = layer_states(
-            cache_params, self.layer_idx, conv_shape, torch.int8, (batch, D, N), hidden_states.device
+            cache_params, self.layer_idx, conv_shape, self.conv1d.weight.dtype, (batch, D, N), hidden_states.device
         )
-        in_proj_out, x_proj_out = self._output_scales()
-        u = ops.rms_norm_quant(hidden_states, self.eps, self.in_scale)  # int8 [B, L, H]
-        x, z = self.in_proj(u, self.in_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
+        in_proj_out, x_proj_out = self.output_scales()
+        u, u_scale = self._in_proj_input(hidden_states)  # int8 [B, L, H]
+        x, z = self.in_proj(u, u_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
         x = self.conv1d(zero_padding(x, attention_mask), self.conv_in_scale, self.x_scale, conv_state)
         x = zero_padding(x, attention_mask)  # int8 [B, L, D]
         dt_B_C = self.x_proj(x, self.x_scale, x_proj_out)  # int8 [B, L, R + 2N]
         dt, B, C = dt_B_C.split([self.dt_rank, N, N], dim=-1)
         dt = self.dt_proj(dt, self.dt_rank_scale)  # float32 [B, L, D], bias included
-        y = ops.selective_scan_int8(
-            x, dt, self.A, B, C, self.D, z, None, ssm_state, self.x_scale, self.B_scale, self.C_scale, self.z_scale
-        )  # float32 [B, L, D]
-        y = ops.hadamard_quant(y, base_on(D, y.device), self.out_scale)  # int8 [B, L, D]
-        return self.out_proj(y, self.out_scale)  # float32 [B, L, H]
+        y = self._scan(x, dt, B, C, z, ssm_state)  # float32 [B, L, D]
+        y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
+        return self.out_proj(y, y_scale)  # float32 [B, L, H]
+
+    def output_scales(self) -> tuple[Tensor | None, Tensor | None]:
+        """Per-channel output scales of in_proj [2D] (conv_in | z) and of x_proj [R + 2N] (dt_rank | B | C)."""
+        if self.scheme.act == FLOAT:
+            return None, None
+        D, N = self.d_inner, self.d_state
+        in_proj = torch.cat([self.conv_in_scale.expand(D), self.z_scale.expand(D)])
+        x_proj = torch.cat([self.dt_rank_scale.expand(self.dt_rank), self.B_scale.expand(N), self.C_scale.expand(N)])
+        return in_proj, x_proj
+
+    def _in_proj_input(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The normalised input [B, L, H] and its scale: the static one, [B, L], or None of float."""
+        if self.in_scale is not None:
+            return ops.rms_norm_quant(hidden_states, self.eps, self.in_scale), self.in_scale
+        return self._unscaled_input(ops.rms_norm(hidden_states, self.eps))
+
+    def _out_proj_input(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rotated scan output [B, L, D] and its scale: the static one, [B, L], or None of float."""
+        base = base_on(self.d_inner, y.device)
+        if self.out_scale is not None:
+            return ops.hadamard_quant(y, base, self.out_scale), self.out_scale
+        return self._unscaled_input(ops.hadamard(y, base))
+
+    def _unscaled_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A linear layer's input without a static scale: quantized token by token, or left float."""
+        return (x, None) if self.scheme.act == FLOAT else ops.quantize_per_token(x)
+
+    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, ssm_state: Tensor | None) -> Tensor:
+        """The selective scan gated by SiLU(z), on int8 or on float x, B, C and z -> float32 [B, L, D]."""
+        if self.scheme.act == FLOAT:
+            return ops.selective_scan(x, dt, self.A, B, C, self.D, z, None, ssm_state)
+        scales = (self.x_scale, self.B_scale, self.C_scale, self.z_scale)
+        return ops.selective_scan_int8(x, dt, self.A, B, C, self.D, z, None, ssm_state, *scales)

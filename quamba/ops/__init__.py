@@ -81,10 +81,7 @@ def force_cpu_capability(name: str) -> Iterator[None]:
 
 
 def backends(device_type: str) -> dict[str, str]:
-    """What runs each op on that kind of device, for logs: the kernels' instruction set, oneDNN, or `reference`."""
+    """What runs each op on that kind of device, for logs: the kernels' instruction set, or `reference`."""
     kernel = cpu_capability() if device_type == "cpu" else device_type
     running = {name: kernel if has_kernel(name, device_type) else "reference" for name in SCHEMAS}
-    if device_type == "cpu" and not REFERENCE_ONLY and (rows := torch.ops.quamba.onednn_rows()):
-        both = f"{kernel}, oneDNN int8 from {rows} rows"
-        running |= {name: both for name in ("linear_w8a8", "linear_w8a8_requant")}
     return running

@@ -1,15 +1,19 @@
 """The ops in plain torch: slow, obviously right, the oracle that kernels are tested against.
 
-Dims: B batch, L tokens, D channels, N d_state, K conv width, H hidden, V vocabulary; see schemas.py for every shape.
+Dims: B batch, L tokens, D channels, N d_state, K conv width, H hidden, V vocabulary; see schemas.py for every shape,
+layout.py for tiles.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import numerics
+from . import layout
+from .schemas import STEP_SLOTS
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -36,9 +40,22 @@ def _scaled(acc: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def _int8_weight(tiles: Tensor, scale: Tensor, in_features: int) -> Tensor:
+    """float32 [O, I] of int8 tiles and their scale [O]."""
+    return numerics.dequantize(layout.untile_int8(tiles, scale.shape[0], in_features), scale[:, None])
+
+
+def _uint4_weight(tiles: Tensor, scale: Tensor, zero: Tensor, out_in: tuple[int, int], group_size: int) -> Tensor:
+    """float32 [O, I] of uint4 tiles and the scale and zero tiles of their groups."""
+    packed = layout.untile_uint4(tiles, *out_in)  # [O, ceil(I / 2)]
+    scale, zero = (layout.untile_groups(groups, out_in[0]) for groups in (scale, zero))  # [O, G]
+    return numerics.dequantize_groups(numerics.unpack_uint4(packed, out_in[1]), scale, zero, group_size)
+
+
 def linear_w8a8(x: Tensor, weight: Tensor, weight_scale: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
+    integers = layout.untile_int8(weight, weight_scale.shape[0], x.shape[-1])  # [O, I]
     # float64 holds every product and sum of int8 exactly
-    acc = (x.double() @ weight.double().T).float()  # [..., O]
+    acc = (x.double() @ integers.double().T).float()  # [..., O]
     return _scaled(acc * weight_scale, x_scale, bias)
 
 
@@ -49,18 +66,20 @@ def linear_w8a8_requant(
 
 
 def linear_w8a16(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.float(), numerics.dequantize(weight, weight_scale[:, None]), bias)
-
-
-def _dequantize_uint4(weight: Tensor, scale: Tensor, zero: Tensor, columns: int, group_size: int) -> Tensor:
-    """float32 [O, columns] of packed group-wise weights."""
-    return numerics.dequantize_groups(numerics.unpack_uint4(weight, columns), scale, zero, group_size)
+    return F.linear(x.float(), _int8_weight(weight, weight_scale, x.shape[-1]), bias)
 
 
 def linear_w4a8(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, x_scale: Tensor, bias: Tensor | None, group_size: int
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    x_scale: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    group_size: int,
 ) -> Tensor:
-    values = _dequantize_uint4(weight, scale, zero, x.shape[-1], group_size)  # [O, I]
+    values = _uint4_weight(weight, scale, zero, (out_features, x.shape[-1]), group_size)  # [O, I]
     return _scaled((x.double() @ values.double().T).float(), x_scale, bias)
 
 
@@ -71,16 +90,18 @@ def linear_w4a8_requant(
     zero: Tensor,
     x_scale: Tensor,
     bias: Tensor | None,
+    out_features: int,
     group_size: int,
     out_scale: Tensor,
 ) -> Tensor:
-    return numerics.quantize(linear_w4a8(x, weight, scale, zero, x_scale, bias, group_size), out_scale)
+    y = linear_w4a8(x, weight, scale, zero, x_scale, bias, out_features, group_size)
+    return numerics.quantize(y, out_scale)
 
 
 def linear_w4a16(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, group_size: int
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, out_features: int, group_size: int
 ) -> Tensor:
-    return F.linear(x.float(), _dequantize_uint4(weight, scale, zero, x.shape[-1], group_size), bias)
+    return F.linear(x.float(), _uint4_weight(weight, scale, zero, (out_features, x.shape[-1]), group_size), bias)
 
 
 def _convolve(x: Tensor, weight: Tensor, conv_state: Tensor | None) -> Tensor:
@@ -167,12 +188,93 @@ def hadamard_quant(x: Tensor, base: Tensor, scale: Tensor) -> Tensor:
     return numerics.quantize(hadamard(x, base), scale)
 
 
-def embedding_int8(ids: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return numerics.dequantize(weight[ids], scale[ids].unsqueeze(-1))  # [..., H]
+def embedding_int8(ids: Tensor, weight: Tensor, scale: Tensor, hidden: int) -> Tensor:
+    return _int8_weight(weight, scale, hidden)[ids]  # [..., H]
 
 
-def embedding_int4(ids: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, hidden: int, group_size: int) -> Tensor:
-    return _dequantize_uint4(weight[ids], scale[ids], zero[ids], hidden, group_size)  # [..., H]
+def embedding_int4(
+    ids: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, hidden: int, vocab: int, group_size: int
+) -> Tensor:
+    return _uint4_weight(weight, scale, zero, (vocab, hidden), group_size)[ids]  # [..., H]
+
+
+@dataclass(frozen=True)
+class _StepSizes:
+    """What a step's tensors do not say themselves: tiles are padded."""
+
+    hidden: int
+    dt_rank: int
+    eps: float
+    group_size: int
+    dynamic: bool
+
+
+def _step_linear(
+    layer: dict, name: str, x: Tensor, x_scale: Tensor | None, out_features: int, group_size: int
+) -> Tensor:
+    """float32 [B, O] of a linear layer of `layer` on int8 (with its scale) or float x [B, I]."""
+    weight, scale, zero, bias = (layer[f"{name}.{part}"] for part in ("weight", "scale", "zero", "bias"))
+    if zero is None:
+        return linear_w8a16(x, weight, scale, bias) if x_scale is None else linear_w8a8(x, weight, scale, x_scale, bias)
+    if x_scale is None:
+        return linear_w4a16(x, weight, scale, zero, bias, out_features, group_size)
+    return linear_w4a8(x, weight, scale, zero, x_scale, bias, out_features, group_size)
+
+
+def _step_layer(
+    hidden: Tensor, layer: dict, conv_state: Tensor, ssm_state: Tensor, base: Tensor, sizes: _StepSizes
+) -> Tensor:
+    """What a block adds to hidden [B, H] for one token."""
+    taps, (D, N), R = layer["tap_scales"], layer["A"].shape, sizes.dt_rank
+    scales = dict.fromkeys(range(8)) if taps is None else taps.unbind()
+
+    def linear(name: str, x: Tensor, x_scale: Tensor | None, out_features: int) -> Tensor:
+        return _step_linear(layer, name, x, x_scale, out_features, sizes.group_size)
+
+    def linear_input(x: Tensor, tap: int) -> tuple[Tensor, Tensor | None]:
+        if taps is None:
+            return x, None
+        return quantize_per_token(x) if sizes.dynamic else (quantize(x, scales[tap]), scales[tap])
+
+    u, u_scale = linear_input(rms_norm(hidden, sizes.eps), 0)
+    xz = linear("in_proj", u, u_scale, 2 * D)  # [B, 2D]
+    if taps is None:
+        x, z = xz[:, None].chunk(2, dim=-1)  # [B, 1, D] each
+        x = causal_conv1d(x, layer["conv_weight"], layer["conv_bias"], conv_state)
+    else:
+        x, z = quantize(xz, layer["in_proj_out_scale"])[:, None].chunk(2, dim=-1)
+        conv_scale, conv_bias = layer["conv_scale"], layer["conv_bias"]
+        x = causal_conv1d_int8(x, layer["conv_weight"], conv_scale, conv_bias, scales[3], conv_state)
+    dt_B_C = linear("x_proj", x[:, 0], scales[3], R + 2 * N)  # [B, R + 2N]
+    if taps is not None:
+        dt_B_C = quantize(dt_B_C, layer["x_proj_out_scale"])
+    dt, B, C = dt_B_C.split([R, N, N], dim=-1)
+    dt, B, C = linear("dt_proj", dt, scales[4], D)[:, None], B[:, None], C[:, None]
+    if taps is None:
+        y = selective_scan(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state)
+    else:
+        of_scan = (scales[3], scales[5], scales[6], scales[2])  # x, B, C, z
+        y = selective_scan_int8(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state, *of_scan)
+    y, y_scale = linear_input(hadamard(y[:, 0], base), 7)  # [B, D]
+    return linear("out_proj", y, y_scale, sizes.hidden)  # [B, H]
+
+
+def mamba1_step(
+    hidden: Tensor,
+    layers: list[Tensor | None],
+    conv_states: list[Tensor],
+    ssm_states: list[Tensor],
+    base: Tensor,
+    dt_rank: int,
+    eps: float,
+    group_size: int,
+    dynamic: bool,
+) -> None:
+    sizes = _StepSizes(hidden.shape[1], dt_rank, eps, group_size, dynamic)
+    for index, (conv_state, ssm_state) in enumerate(zip(conv_states, ssm_states, strict=True)):
+        slots = layers[index * len(STEP_SLOTS) : (index + 1) * len(STEP_SLOTS)]
+        layer = dict(zip(STEP_SLOTS, slots, strict=True))
+        hidden += _step_layer(hidden, layer, conv_state, ssm_state, base, sizes)
 
 
 def magnitude_histogram(x: Tensor, counts: Tensor, sums: Tensor, first_bin: int, mantissa_bits: int) -> None:

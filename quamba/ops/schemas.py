@@ -1,7 +1,8 @@
 """Every op of quamba: its schema, and the shape and dtype of its result (the "fake" that tracing runs).
 
 Dims: B batch, L tokens, D channels (d_inner), N d_state, K conv width, H hidden, I in, O out features, V vocabulary.
-Scales are float32 and per tensor (one value) unless a shape is given. A `Tensor(a!)` is updated in place.
+Weights of linear layers and embeddings are the tiles of layout.py. Scales are float32 and per tensor (one value)
+unless a shape is given. A `Tensor(a!)` is updated in place.
 """
 
 from torch import Tensor, contiguous_format, empty_like, float32, int8
@@ -17,26 +18,29 @@ SCHEMAS = {
     "rms_norm": "(Tensor x, float eps) -> Tensor",
     # x [..., n] -> int8 [..., n], float32 [...]: every row with a scale of its own, its largest magnitude / qmax
     "quantize_per_token": "(Tensor x) -> (Tensor, Tensor)",
-    # x int8 [..., I], weight int8 [O, I], weight_scale [O], x_scale one value or [...], bias [O] -> float32 [..., O]
+    # x int8 [..., I], weight int8 tiles, weight_scale [O], x_scale one value or [...], bias [O] -> float32 [..., O]
     "linear_w8a8": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor x_scale, Tensor? bias) -> Tensor",
     # the same, quantized with out_scale [O] -> int8 [..., O]
     "linear_w8a8_requant": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor x_scale, Tensor? bias, Tensor out_scale) -> Tensor"
     ),
-    # x float32 [..., I], weight int8 [O, I], weight_scale [O], bias [O] -> float32 [..., O]
+    # x float32 [..., I], weight int8 tiles, weight_scale [O], bias [O] -> float32 [..., O]
     "linear_w8a16": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
-    # x int8 [..., I], weight uint8 [O, ceil(I / 2)] (two uint4 a byte, the first in the low half), scale float16 and
-    # zero uint8 [O, ceil(I / group_size)], x_scale one value or [...], bias [O] -> float32 [..., O]
+    # x int8 [..., I], weight uint4 tiles, scale float16 and zero uint8 group tiles, x_scale one value or [...],
+    # bias [O] -> float32 [..., O]
     "linear_w4a8": (
-        "(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor x_scale, Tensor? bias, int group_size) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor x_scale, Tensor? bias, int out_features, "
+        "int group_size) -> Tensor"
     ),
     # the same, quantized with out_scale [O] -> int8 [..., O]
     "linear_w4a8_requant": (
-        "(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor x_scale, Tensor? bias, int group_size, "
-        "Tensor out_scale) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor x_scale, Tensor? bias, int out_features, "
+        "int group_size, Tensor out_scale) -> Tensor"
     ),
     # the same weights on x float32 [..., I] -> float32 [..., O]
-    "linear_w4a16": ("(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor? bias, int group_size) -> Tensor"),
+    "linear_w4a16": (
+        "(Tensor x, Tensor weight, Tensor scale, Tensor zero, Tensor? bias, int out_features, int group_size) -> Tensor"
+    ),
     # x float32 [B, L, D], weight [D, K], conv_state [B, D, K] newest last -> float32 [B, L, D]: convolution + SiLU
     "causal_conv1d": "(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)? conv_state) -> Tensor",
     # the same on int8 x, weight and conv_state; scale [D] = input scale * weight scale -> int8 [B, L, D]
@@ -57,14 +61,38 @@ SCHEMAS = {
     "hadamard": "(Tensor x, Tensor base) -> Tensor",
     # the same, quantized -> int8 [..., n]
     "hadamard_quant": "(Tensor x, Tensor base, Tensor scale) -> Tensor",
-    # ids int64 [...], weight int8 [V, H], scale [V] -> float32 [..., H]
-    "embedding_int8": "(Tensor ids, Tensor weight, Tensor scale) -> Tensor",
-    # ids int64 [...], weight uint8 [V, ceil(H / 2)], scale float16 and zero uint8 [V, ceil(H / group_size)]
-    # -> float32 [..., H]
-    "embedding_int4": "(Tensor ids, Tensor weight, Tensor scale, Tensor zero, int hidden, int group_size) -> Tensor",
+    # ids int64 [...], weight int8 tiles of [V, H], scale [V] -> float32 [..., H]
+    "embedding_int8": "(Tensor ids, Tensor weight, Tensor scale, int hidden) -> Tensor",
+    # ids int64 [...], weight uint4 tiles of [V, H], scale float16 and zero uint8 group tiles -> float32 [..., H]
+    "embedding_int4": (
+        "(Tensor ids, Tensor weight, Tensor scale, Tensor zero, int hidden, int vocab, int group_size) -> Tensor"
+    ),
+    # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
+    # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token
+    "mamba1_step": (
+        "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
+        "int dt_rank, float eps, int group_size, bool dynamic) -> ()"
+    ),
     # counts int64 [n], sums float64 [n] of |x| by bin (float32 bits of |x| >> (23 - mantissa_bits)) - first_bin
     "magnitude_histogram": ("(Tensor x, Tensor(a!) counts, Tensor(b!) sums, int first_bin, int mantissa_bits) -> ()"),
 }
+
+# What mamba1_step reads of a layer, None where the scheme has none. A linear layer is weight, scale, zero (None: int8),
+# bias. `tap_scales` [8] (None: float activations) in the order in, conv_in, z, x, dt_rank, B, C, out; `conv_scale` [D]
+# is that of conv_in times the weight's; `in_proj_out_scale` [2D] is conv_in's | z's, `x_proj_out_scale` [R + 2N]
+# dt_rank's | B's | C's.
+STEP_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+STEP_SLOTS = (
+    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in ("weight", "scale", "zero", "bias")),
+    "conv_weight",
+    "conv_scale",
+    "conv_bias",
+    "A",
+    "D",
+    "tap_scales",
+    "in_proj_out_scale",
+    "x_proj_out_scale",
+)
 
 
 def _like(dtype):
@@ -74,22 +102,30 @@ def _like(dtype):
     return fake
 
 
-def _linear(dtype):
-    def fake(x: Tensor, weight: Tensor, *_args) -> Tensor:
-        return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
+def _linear_int8(dtype):
+    def fake(x: Tensor, _weight: Tensor, weight_scale: Tensor, *_args) -> Tensor:
+        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]), dtype=dtype)
 
     return fake
 
 
-def _embedding(ids: Tensor, weight: Tensor, _scale: Tensor) -> Tensor:
-    return ids.new_empty((*ids.shape, weight.shape[1]), dtype=float32)
+def _linear_int4(dtype):
+    def fake(x: Tensor, _weight: Tensor, _scale: Tensor, _zero: Tensor, *args) -> Tensor:
+        out_features = next(arg for arg in args if isinstance(arg, int))
+        return x.new_empty((*x.shape[:-1], out_features), dtype=dtype)
+
+    return fake
+
+
+def _embedding_int8(ids: Tensor, _weight: Tensor, _scale: Tensor, hidden: int) -> Tensor:
+    return ids.new_empty((*ids.shape, hidden), dtype=float32)
 
 
 def _per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     return empty_like(x, dtype=int8, memory_format=contiguous_format), x.new_empty(x.shape[:-1], dtype=float32)
 
 
-def _embedding_int4(ids: Tensor, _weight: Tensor, _scale: Tensor, _zero: Tensor, hidden: int, _group: int) -> Tensor:
+def _embedding_int4(ids: Tensor, _weight: Tensor, _scale: Tensor, _zero: Tensor, hidden: int, *_args) -> Tensor:
     return ids.new_empty((*ids.shape, hidden), dtype=float32)
 
 
@@ -102,19 +138,20 @@ FAKES = {
     "rms_norm_quant": _like(int8),
     "rms_norm": _like(float32),
     "quantize_per_token": _per_token,
-    "linear_w8a8": _linear(float32),
-    "linear_w8a8_requant": _linear(int8),
-    "linear_w8a16": _linear(float32),
-    "linear_w4a8": _linear(float32),
-    "linear_w4a8_requant": _linear(int8),
-    "linear_w4a16": _linear(float32),
+    "linear_w8a8": _linear_int8(float32),
+    "linear_w8a8_requant": _linear_int8(int8),
+    "linear_w8a16": _linear_int8(float32),
+    "linear_w4a8": _linear_int4(float32),
+    "linear_w4a8_requant": _linear_int4(int8),
+    "linear_w4a16": _linear_int4(float32),
     "causal_conv1d": _like(float32),
     "causal_conv1d_int8": _like(int8),
     "selective_scan": _like(float32),
     "selective_scan_int8": _like(float32),
     "hadamard": _like(float32),
     "hadamard_quant": _like(int8),
-    "embedding_int8": _embedding,
+    "embedding_int8": _embedding_int8,
     "embedding_int4": _embedding_int4,
+    "mamba1_step": _nothing,
     "magnitude_histogram": _nothing,
 }

@@ -6,21 +6,18 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import ActivationRecorder
-from ..calibration import CalibrationText, calibrate, model_fingerprint
+from ..calibration import CalibrationText, calibrate
 from ..convert import HEAD_TAP, install_float_mixers
 from ..errors import QuambaError
-from ..nn.mamba1 import TAPS
 from ..quantize import transform
-from ..tap_observers import parse_observers
+from ..tap_observers import check_tap, parse_observers
 from .strategies import BASELINE
 
 
 def check_taps(taps: Collection[str] | None, layers: Collection[int] | None, layer_count: int) -> None:
     """Raises QuambaError for taps and layers that a model does not have; None means all."""
-    known = (*TAPS, HEAD_TAP)
     for tap in taps or ():
-        if tap not in known:
-            raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}")
+        check_tap(tap)
     for layer in layers or ():
         if not 0 <= layer < layer_count:
             raise QuambaError(f"there is no layer {layer}: the model has layers 0 to {layer_count - 1}")
@@ -47,14 +44,13 @@ def capture(
     windows = text.windows(tokenizer)
     recorder = ActivationRecorder(directory, Path(model.config.name_or_path).name, taps, layers)
     head = HEAD_TAP in (taps or ())
-    fingerprint = model_fingerprint(model)
     model.float()
     transform(model, rotate_residual)
     calibrate(
         model,
         windows,
         parse_observers({"all": BASELINE}, head),
-        fingerprint=fingerprint,
+        fingerprint="",  # of the scales, which are not kept
         head=head,
         text=text,
         batch_size=text.batch_size,

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import numerics
-from ..activations import TapActivations
+from ..activations import TapActivations, tap_name
 from ..errors import QuambaError
 from ..quantile import exact_quantiles
 from .strategies import Strategy
@@ -47,7 +47,7 @@ class TapComparison:
     @property
     def name(self) -> str:
         """`layers.3.x`, or the tap's name where it belongs to no layer."""
-        return self.tap if self.layer is None else f"layers.{self.layer}.{self.tap}"
+        return tap_name(self.layer, self.tap)
 
     def winners(self) -> list[str]:
         """The strategies of least MSE: several where they tie."""

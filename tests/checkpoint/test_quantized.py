@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 import quamba
 from quamba.checkpoint import quantized, recipe_of
 from quamba.errors import QuambaError
+from tests.scheme_variants import TABLES, VARIANTS, quantize_variant
 
-IN_PROJ = "backbone.layers.0.mixer.in_proj.weight"
+IN_PROJ, IN_SCALE = "backbone.layers.0.mixer.in_proj.weight", "backbone.layers.0.mixer.in_proj.weight_scale"
 OPTIONS = {
     "none": {},
     "embedding": {"quantize_embedding": True},
@@ -39,6 +40,11 @@ def build(tiny_mamba):
 def folder(build, tiny_tokenizer, tmp_path):
     """A saved checkpoint that a test may damage."""
     return quamba.save(build(), tiny_tokenizer, tmp_path / "model")
+
+
+def quantized_names(model) -> set[str]:
+    """Names of the tensors that are buffers of quantized modules."""
+    return {name for name, _ in model.named_buffers()}
 
 
 @torch.inference_mode()
@@ -85,9 +91,38 @@ def test_a_saved_model_has_the_same_logits_bit_for_bit(build, tiny_tokenizer, to
     }
 
 
+@pytest.mark.parametrize("tables", TABLES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_scheme_is_saved_bit_for_bit(tiny_mamba, tiny_tokenizer, tokens, tmp_path, variant, tables):
+    """Whatever dtype is asked for: scales are of a dtype of their own, float16 for groups, and stay as they are."""
+    model = quantize_variant(tiny_mamba(), variant, **TABLES[tables])
+    folder = str(quamba.save(model, tiny_tokenizer, tmp_path / "model"))
+    loaded, _ = quamba.load(folder)
+    assert recipe_of(loaded) == recipe_of(model)
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+    stored = {name: tensor for name, tensor in model.state_dict().items() if name in quantized_names(model)}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cast = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        assert {parameter.dtype for parameter in cast.parameters()} == {dtype}
+        for name, tensor in cast.state_dict().items():
+            assert name not in stored or (tensor.dtype == stored[name].dtype and torch.equal(tensor, stored[name]))
+        logits(cast, tokens)  # the kernels' own layout is not what is saved
+        assert all(torch.equal(cast.state_dict()[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_every_group_size_is_saved(tiny_mamba, tiny_tokenizer, tokens, tmp_path, group_size):
+    options = TABLES["both"] | {"group_size": group_size}
+    model = quantize_variant(tiny_mamba(hidden_size=96), "w4a8", **options)
+    assert model.backbone.layers[0].mixer.out_proj.weight_scale.shape == (96, -(-192 // group_size))
+    loaded, _ = quamba.load(str(quamba.save(model, tiny_tokenizer, tmp_path / "model")))
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [{"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}], ids=str)
-def test_every_shape_of_the_block_is_saved(build, tiny_tokenizer, tokens, tmp_path, sizes):
-    model = build(**sizes)
+def test_every_shape_of_the_block_is_saved(tiny_mamba, tiny_tokenizer, tokens, tmp_path, sizes, variant):
+    model = quantize_variant(tiny_mamba(**sizes), variant)
     loaded, _ = quamba.load(str(quamba.save(model, tiny_tokenizer, tmp_path / "model")))
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
@@ -137,8 +172,9 @@ def test_a_loaded_model_generates_what_the_saved_one_does(build, tiny_tokenizer,
     assert torch.equal(generate(loaded), generate(model))
 
 
-def test_greedy_generation_is_the_argmax_of_each_prefix(build, tokens):
-    model = build()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_generation_is_the_argmax_of_each_prefix(tiny_mamba, tokens, variant):
+    model = quantize_variant(tiny_mamba(), variant)
     generated = model.generate(tokens, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
     for length in range(tokens.shape[1], generated.shape[1]):
         expected = logits(model, generated[:, :length])[:, -1].index_fill(1, torch.tensor(0), -torch.inf)  # eos
@@ -148,9 +184,9 @@ def test_greedy_generation_is_the_argmax_of_each_prefix(build, tokens):
 def test_the_format_is_data_and_has_a_version(folder):
     fields = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert fields["quant_method"] == "quamba"
-    assert fields["format_version"] == quantized.FORMAT_VERSION == 1
+    assert fields["format_version"] == quantized.FORMAT_VERSION == 2
     assert fields["recipe"]["scheme"]["name"] == "w8a8"
-    assert fields["recipe"]["scheme"]["weight"] == {"bits": 8, "symmetric": True, "granularity": "per_channel"}
+    assert fields["recipe"]["scheme"]["weight"] == WEIGHT
     assert fields["sha256"] == {"model.safetensors": quantized.file_sha256(folder / "model.safetensors")}
 
 
@@ -201,9 +237,11 @@ def test_a_truncated_file_without_a_hash_is_named(folder):
         ({"best": torch.zeros(3)}, "unknown: best (1 in all)"),
         ({IN_PROJ: torch.zeros(127, 32, dtype=torch.int8)}, f"of another shape or type: {IN_PROJ} (1 in all)"),
         ({IN_PROJ: torch.zeros(128, 32)}, f"of another shape or type: {IN_PROJ} (1 in all)"),
+        ({IN_PROJ: torch.zeros(128, 32, dtype=torch.uint8)}, f"of another shape or type: {IN_PROJ} (1 in all)"),
+        ({IN_SCALE: torch.ones(128).half()}, f"of another shape or type: {IN_SCALE} (1 in all)"),
         ({IN_PROJ: None, "best": torch.zeros(3)}, f"missing: {IN_PROJ} (1 in all); unknown: best (1 in all)"),
     ],
-    ids=["missing", "missing float", "extra", "shape", "type", "renamed"],
+    ids=["missing", "missing float", "extra", "shape", "type", "integers", "scale", "renamed"],
 )
 def test_tensors_that_do_not_fit_are_named(folder, changes, message, load):
     edit_tensors(folder, **changes)
@@ -212,32 +250,36 @@ def test_tensors_that_do_not_fit_are_named(folder, changes, message, load):
     assert str(error.value).endswith(message)
 
 
-SCHEME = {"name": "w8a8", "weight": {"bits": 8, "symmetric": True, "granularity": "per_channel"}}
-ACT = {"bits": 8, "symmetric": True, "granularity": "per_tensor"}
+WEIGHT = {"bits": 8, "symmetric": True, "granularity": "per_channel", "group_size": None}
+ACT = {"bits": 8, "symmetric": True, "granularity": "per_tensor", "group_size": None}
+GROUPS = {"bits": 4, "symmetric": False, "granularity": "per_group", "group_size": 64}
 RECIPE = {
-    "scheme": SCHEME | {"act": ACT},
-    "quantize_embedding": False,
-    "quantize_lm_head": False,
+    "scheme": {"name": "w8a8", "weight": WEIGHT, "act": ACT},
+    "embedding_bits": None,
+    "lm_head_bits": None,
     "tied_head": False,
     "rotate_residual": False,
 }
-OTHER_SCHEME = RECIPE["scheme"] | {"name": "w4a8", "weight": SCHEME["weight"] | {"bits": 4}}
+OTHER_SCHEME = RECIPE["scheme"] | {"name": "w4a8", "weight": WEIGHT | {"bits": 4}}
+OTHER_WEIGHTS = RECIPE["scheme"] | {"name": "w4a8", "weight": GROUPS}
 
 
 @pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version 2, this version of quamba reads 1"),
+        ({"format_version": 1}, "format_version 1, this version of quamba reads 2"),
         ({"format_version": None}, "format_version None"),
         ({"best": 1}, "fields that this version does not know: ['best']"),
         ({"recipe": None}, "must have a `recipe`"),
         ({"recipe": "w8a8"}, "must have a `recipe`"),
-        ({"recipe": RECIPE | {"scheme": OTHER_SCHEME}}, "is not one this version runs (w8a8)"),
+        ({"recipe": RECIPE | {"scheme": OTHER_SCHEME}}, "is not one this version runs (w8a8, w4a8, w4a16, w8a16)"),
+        ({"recipe": RECIPE | {"scheme": OTHER_WEIGHTS}}, "missing: backbone.layers.0.mixer.dt_proj.weight_zero, "),
         ({"recipe": RECIPE | {"best": 1}}, "missing or unknown fields ['best']"),
-        ({"recipe": {"scheme": RECIPE["scheme"]}}, "missing or unknown fields ['quantize_embedding', "),
-        ({"recipe": RECIPE | {"quantize_embedding": True}}, "backbone.embeddings.weight"),
-        ({"recipe": RECIPE | {"quantize_lm_head": True}}, "missing: lm_head.head_in_scale, lm_head.linear.weight"),
+        ({"recipe": {"scheme": RECIPE["scheme"]}}, "missing or unknown fields ['embedding_bits', "),
+        ({"recipe": RECIPE | {"embedding_bits": 3}}, "weights have 4 or 8 bits, not 3"),
+        ({"recipe": RECIPE | {"embedding_bits": 8}}, "backbone.embeddings.weight"),
+        ({"recipe": RECIPE | {"lm_head_bits": 8}}, "missing: lm_head.head_in_scale, lm_head.linear.weight"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

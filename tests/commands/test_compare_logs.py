@@ -1,8 +1,10 @@
 """`python -m quamba compare-logs` from its options to its outputs."""
 
 import argparse
+import errno
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -88,6 +90,17 @@ def test_a_mistake_is_told_and_nothing_is_written(logs, tmp_path, monkeypatch, c
         run(*options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
     assert capsys.readouterr().out == ""
+
+
+def test_a_disk_that_fills_up_is_told_with_the_file(logs, tmp_path, monkeypatch, capsys):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fill)
+    with pytest.raises(QuambaError, match=r"^cannot write .*out/table\.md: No space left on device$"):
+        run(*logs, "--output", tmp_path / "out" / "table.md")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("option", ["--confidence=1", "--resamples=0", "--seed=-1", "--format=csv", "--labels=,"])

@@ -1,7 +1,9 @@
 """`python -m quamba observers` from its options to its outputs, and the options that it refuses."""
 
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -223,6 +225,19 @@ def test_output_goes_to_a_file_instead(capsys, acts, format_):
     assert [path.name for path in Path("new").iterdir()] == ["result.txt"]
 
 
+def test_a_disk_that_fills_up_is_one_line_with_the_file(capsys, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fill)
+    assert main(["observers", "--synthetic", "--format", "json", "--output", "result.json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("quamba observers: error: cannot write result.json: No space left on device\n")
+    assert "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
 def test_infinite_figures_are_null_in_json(capsys):
     """Where the baseline loses nothing, who loses something is infinitely worse."""
     with ActivationRecorder("exact", "tiny") as recorder:
@@ -392,6 +407,7 @@ def no_work(monkeypatch):
         (["--synthetic", "--normal_ratio", "0.9"], "--normal_ratio does nothing with --synthetic"),
         (["--synthetic", "--spread", "0"], "--spread 0.0: a positive number, and only with --synthetic"),
         (["--synthetic", "--spread", "nan"], "--spread nan: a positive number"),
+        *((["--activations", "acts", "--seed", seed], "--seed does nothing with --activations") for seed in ("3", "0")),
         (["--activations", "acts", "--spread", "1"], "--spread 1.0: a positive number, and only with --synthetic"),
         *(
             (["--activations", "acts", *option], f"{option[0]} does nothing without --model")

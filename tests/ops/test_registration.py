@@ -10,7 +10,9 @@ import torch
 from quamba import ops
 from quamba.errors import QuambaError
 from quamba.ops import reference
-from quamba.ops.schemas import FAKES, MAX_CONV_WIDTH, SCHEMAS
+from quamba.ops.schemas import FAKES, MAX_CONV_WIDTH, SCHEMAS, STEP_SLOTS
+
+from .weights import random_int8_weight, random_uint4_weight
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -27,25 +29,6 @@ def test_every_op_has_a_reference_and_a_fake(name):
 def test_backends_names_the_instruction_set_of_each_op():
     with ops.force_cpu_capability("portable"):
         assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, "portable")
-
-
-@pytest.mark.skipif("avx512_vnni" not in torch.ops.quamba.cpu_capabilities(), reason="needs a CPU with VNNI")
-def test_backends_says_where_onednn_takes_over():
-    with ops.force_cpu_capability("avx512_vnni"):
-        assert "oneDNN" in ops.backends("cpu")["linear_w8a8"]
-
-
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
-def test_onednn_is_not_used_where_its_int8_product_saturates(isa):
-    """ONEDNN_MAX_CPU_ISA below VNNI makes it wrong: the kernel asks it once and then goes without."""
-    code = (
-        "import torch; from quamba import ops; "
-        "x = torch.full((32, 64), -128, dtype=torch.int8); "
-        "print(torch.ops.quamba.onednn_rows(), int(ops.linear_w8a8(x, x, torch.ones(32), None)[0, 0]))"
-    )
-    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert run.stdout.split() == ["0", str(64 * 128 * 128)]
 
 
 def test_a_capability_that_the_machine_lacks_is_refused_by_name():
@@ -75,22 +58,52 @@ def test_a_device_without_kernels_is_refused_by_name(device):
         ops.check_device(device)
 
 
+def q(*shape: int) -> torch.Tensor:
+    return torch.randint(-100, 100, shape, dtype=torch.int8)
+
+
+def _linear_arguments() -> dict[str, tuple]:
+    """Small valid arguments of the ops with weights in tiles."""
+    B, L, I, O = 2, 5, 12, 24  # noqa: E741
+    int8, uint4 = random_int8_weight(O, I), random_uint4_weight(O, I, 32)
+    x, x_scale, bias, ids = torch.randn(B, L, I), torch.rand(B, L), torch.rand(O), torch.randint(0, O, (B, L))
+    return {
+        "linear_w8a8": (q(B, L, I), *int8.args, x_scale, bias),
+        "linear_w8a8_requant": (q(B, L, I), *int8.args, x_scale, bias, torch.ones(O)),
+        "linear_w8a16": (x, *int8.args, bias),
+        "linear_w4a8": (q(B, L, I), *uint4.args, x_scale, bias, *uint4.sizes()),
+        "linear_w4a8_requant": (q(B, L, I), *uint4.args, x_scale, bias, *uint4.sizes(), torch.ones(O)),
+        "linear_w4a16": (x, *uint4.args, bias, *uint4.sizes()),
+        "embedding_int8": (ids, *int8.args, I),
+        "embedding_int4": (ids, *uint4.args, I, *uint4.sizes()),
+    }
+
+
+def _step_arguments(base: torch.Tensor) -> tuple:
+    """Two layers with int8 weights and float activations."""
+    B, H, D, N, K, R = 2, 20, 8, 3, 4, 5
+    sizes = {"in_proj": (2 * D, H), "x_proj": (R + 2 * N, D), "dt_proj": (D, R), "out_proj": (H, D)}
+    slots = dict.fromkeys(STEP_SLOTS)
+    for name, size in sizes.items():
+        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
+    slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
+    conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
+    return torch.randn(B, H), [*slots.values()] * 2, conv_states, ssm_states, base, R, 1e-5, 32, False
+
+
 def _arguments() -> dict[str, tuple]:
     """Small valid arguments of every op."""
-    B, L, D, N, K, H, V = 2, 5, 12, 3, 4, 24, 7
-    scale, int8 = torch.tensor(0.05), torch.int8
-
-    def q(*shape):
-        return torch.randint(-100, 100, shape, dtype=int8)
-
+    B, L, D, N, K = 2, 5, 12, 3, 4
+    scale = torch.tensor(0.05)
     x, base = torch.randn(B, L, D), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     scan = (torch.randn(B, L, D), -torch.rand(D, N), torch.randn(B, L, N), torch.randn(B, L, N), torch.ones(D))
     scan_int8 = (scan[0], scan[1], q(B, L, N), q(B, L, N), scan[4])
     return {
         "quantize": (x, scale),
+        "quantize_per_token": (x,),
+        "rms_norm": (x, 1e-5),
         "rms_norm_quant": (x, 1e-5, scale),
-        "linear_w8a8": (q(B, L, D), q(H, D), torch.rand(H), torch.rand(H)),
-        "linear_w8a8_requant": (q(B, L, D), q(H, D), torch.rand(H), torch.rand(H), torch.ones(H)),
+        **_linear_arguments(),
         "causal_conv1d": (x, torch.randn(D, K), torch.randn(D), torch.randn(B, D, K)),
         "causal_conv1d_int8": (q(B, L, D), q(D, K), torch.rand(D), torch.randn(D), scale, q(B, D, K)),
         "selective_scan": (x, *scan, torch.randn(B, L, D), torch.randn(D), torch.randn(B, D, N)),
@@ -100,7 +113,7 @@ def _arguments() -> dict[str, tuple]:
         ),
         "hadamard": (torch.randn(B, L, 8), base),
         "hadamard_quant": (torch.randn(B, L, 8), base, scale),
-        "embedding_int8": (torch.randint(0, V, (B, L)), q(V, D), torch.rand(V)),
+        "mamba1_step": _step_arguments(base),
         "magnitude_histogram": (x, torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64), 500, 3),
     }
 

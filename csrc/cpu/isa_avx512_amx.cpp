@@ -1,0 +1,48 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
+#endif
+
+#define QUAMBA_AVX512_VNNI 1
+#include "../common/quantize.h"
+
+namespace quamba::cpu::avx512_amx {
+
+#include "vec.h"
+
+#include "linear_output.h"
+#include "linear_w8.h"
+#include "linear_w4.h"
+#include "linear_amx.h"
+
+}  // namespace quamba::cpu::avx512_amx
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+// Everything but the integer products of many rows is AVX-512 VNNI's.
+const quamba::cpu::Kernels& quamba::cpu::kernels_avx512_amx() {
+  static const Kernels table = [] {
+    Kernels kernels = kernels_avx512_vnni();
+    kernels.name = "avx512_amx";
+    kernels.linear_w8a8 = avx512_amx::amx_linear_w8a8;
+    kernels.linear_w4a8 = avx512_amx::amx_linear_w4a8;
+    return kernels;
+  }();
+  return table;
+}
+
+#endif  // x86-64

@@ -1,0 +1,150 @@
+// Products with group-wise uint4 weights in tiles: as linear_w8.h, two quads of inputs in the halves of a byte. The sum
+// over a group is an exact integer; then, group by group, y += scale * (sum - zero * sum of the group's activations).
+// These operations are the same, in the same order, for any number of rows and with AMX: results are bit for bit equal.
+//
+// Dims: M rows, I in, O out features, E = ceil(I / 8) eights of inputs, G = ceil(I / group_size) groups.
+// Weights [O / 16, E, 16, 4]: the low half of byte j of a lane is input j of the eight, the high half input 4 + j.
+// scale float16, zero uint8 [O / 16, G, 16]. Activations are padded with zeros to whole eights.
+
+struct GroupParameters {
+  VecF scale, zero;
+};
+
+QUAMBA_INLINE GroupParameters load_group(const LinearArgs& args, int64_t block, int64_t group) {
+  const int64_t at = (block * group_count(args) + group) * kLanes;
+  return {load_half(static_cast<const uint16_t*>(args.scale) + at), load_uint8(args.zero + at)};
+}
+
+// acc + the dot product of the four bytes of each lane of w, below 16, and x.
+QUAMBA_INLINE VecI dot_nibbles(VecI acc, VecI w, VecI x) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecI)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+#elif defined(QUAMBA_AVX2)
+  __m256i a[2], b[2], c[2];
+  std::memcpy(a, &w, sizeof(w));
+  std::memcpy(b, &x, sizeof(x));
+  std::memcpy(c, &acc, sizeof(acc));
+  for (int half = 0; half < 2; ++half)  // 2 * 15 * 128 does not saturate 16 bits
+    c[half] = _mm256_add_epi32(c[half], _mm256_madd_epi16(_mm256_maddubs_epi16(a[half], b[half]), _mm256_set1_epi16(1)));
+  std::memcpy(&acc, c, sizeof(acc));
+  return acc;
+#else
+  for (int shift = 24; shift >= 0; shift -= 8) acc += ((w << shift) >> 24) * ((x << shift) >> 24);
+  return acc;
+#endif
+}
+
+QUAMBA_INLINE VecI low_halves(VecI v) { return v & 0x0F0F0F0F; }
+QUAMBA_INLINE VecI high_halves(VecI v) { return (v >> 4) & 0x0F0F0F0F; }
+
+// y + scale * (sum - zero * x_sum); the difference is exact.
+QUAMBA_INLINE VecF add_group(VecF y, GroupParameters group, VecF sum, float x_sum) {
+  return fma(group.scale, fma(-group.zero, broadcast(x_sum), sum), y);
+}
+
+QUAMBA_INLINE VecF finish_int4(const LinearArgs& args, VecF y, int64_t row) {
+  return args.out.x_scale ? y * row_scale(args.out, row) : y;
+}
+
+template <int kRows>
+inline void w4a8_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
+  const int64_t eights = (args.in + 7) / 8, groups = group_count(args), group_eights = args.group_size / 8;
+  const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
+  const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
+  VecF y[kRows] = {};
+  for (int64_t g = 0; g < groups; ++g) {
+    VecI low[kRows] = {}, high[kRows] = {};
+    const int64_t end = (g + 1) * group_eights < eights ? (g + 1) * group_eights : eights;
+    for (int64_t e = g * group_eights; e < end; ++e) {
+      const VecI weight = load_tile(w + e * 64);
+      if (kRows == 1) prefetch_weights(w + e * 64);
+      for (int r = 0; r < kRows; ++r) {
+        const int8_t* eight = x + r * args.x_stride + e * 8;
+        low[r] = dot_nibbles(low[r], low_halves(weight), broadcast_quad(eight));
+        high[r] = dot_nibbles(high[r], high_halves(weight), broadcast_quad(eight + 4));
+      }
+    }
+    const GroupParameters group = load_group(args, block.index, g);
+    for (int r = 0; r < kRows; ++r)
+      y[r] = add_group(y[r], group, to_float(low[r] + high[r]), args.x_sums[(row + r) * groups + g]);
+  }
+  for (int r = 0; r < kRows; ++r) store_block(args.out, finish_int4(args, y[r], row + r), row + r, block);
+}
+
+inline void w4a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
+  for (; row + 8 <= args.rows; row += 8) w4a8_tile<8>(args, row, block);
+  for (; row + 4 <= args.rows; row += 4) w4a8_tile<4>(args, row, block);
+  for (; row < args.rows; ++row) w4a8_tile<1>(args, row, block);
+}
+
+inline void linear_w4a8(const LinearArgs& args, int64_t begin, int64_t end) {
+  for (OutputBlock block = first_block(begin, end); block.more(); block = block.after(1)) w4a8_rows(args, block, 0);
+}
+
+// The values 0..15 that the low four bits of each lane stand for.
+QUAMBA_INLINE VecF nibble_values(VecI v) {
+#if defined(QUAMBA_AVX512_VNNI)  // a lookup reads the low four bits of its index: no mask, no conversion
+  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (VecF)_mm512_permutexvar_ps((__m512i)v, values);
+#else
+  return to_float(v & 0xF);
+#endif
+}
+
+// Input k of an eight, of 16 outputs.
+QUAMBA_INLINE VecF eight_values(VecI eight, int k) { return nibble_values(eight >> ((k % 4) * 8 + (k / 4) * 4)); }
+
+template <int kRows>
+inline void w4a16_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
+  const int64_t eights = (args.in + 7) / 8, groups = group_count(args), group_eights = args.group_size / 8;
+  const float* x = static_cast<const float*>(args.x) + row * args.x_stride;
+  const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
+  VecF y[kRows] = {};
+  for (int64_t g = 0; g < groups; ++g) {
+    VecF sum[kRows][4] = {};
+    const int64_t end = (g + 1) * group_eights < eights ? (g + 1) * group_eights : eights;
+    for (int64_t e = g * group_eights; e < end; ++e) {
+      const VecI weight = load_tile(w + e * 64);
+      if (kRows == 1) prefetch_weights(w + e * 64);
+      for (int k = 0; k < 8; ++k) {
+        const VecF value = eight_values(weight, k);
+        for (int r = 0; r < kRows; ++r)
+          sum[r][k % 4] = fma(value, broadcast(x[r * args.x_stride + e * 8 + k]), sum[r][k % 4]);
+      }
+    }
+    const GroupParameters group = load_group(args, block.index, g);
+    for (int r = 0; r < kRows; ++r)
+      y[r] = add_group(y[r], group, (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]), args.x_sums[(row + r) * groups + g]);
+  }
+  for (int r = 0; r < kRows; ++r) store_block(args.out, y[r], row + r, block);
+}
+
+inline void linear_w4a16(const LinearArgs& args, int64_t begin, int64_t end) {
+  for (OutputBlock block = first_block(begin, end); block.more(); block = block.after(1)) {
+    int64_t row = 0;
+    for (; row + 4 <= args.rows; row += 4) w4a16_tile<4>(args, row, block);
+    for (; row < args.rows; ++row) w4a16_tile<1>(args, row, block);
+  }
+}
+
+// The block's weights as floats, [I] rows of 16 outputs `stride` apart.
+inline void dequantize_w4(const LinearArgs& args, int64_t block, float* to, int64_t stride) {
+  const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block * ((args.in + 7) / 8) * 64;
+  GroupParameters group{};
+  for (int64_t i = 0; i < args.in; ++i) {
+    if (i % args.group_size == 0) group = load_group(args, block, i / args.group_size);
+    const VecF value = eight_values(load_tile(w + i / 8 * 64), static_cast<int>(i % 8));
+    store(to + i * stride, (value - group.zero) * group.scale);
+  }
+}
+
+// sums[g] of a row [in]: exact for int8.
+template <typename T>
+inline void group_sums(const T* x, int64_t in, int64_t group_size, float* sums) {
+  for (int64_t g = 0; g * group_size < in; ++g) {
+    const int64_t end = (g + 1) * group_size < in ? (g + 1) * group_size : in;
+    VecF sum{};
+    for (int64_t i = g * group_size; i < end; i += kLanes) sum = sum + load(x + i, lanes_left(i, end));
+    sums[g] = horizontal_sum(sum);
+  }
+}

@@ -1,0 +1,345 @@
+// mamba1_step: one token through all Mamba blocks as one op. It calls the kernels that the unfused ops call, on the same
+// numbers in the same order, so that a token's result does not depend on which path computed it.
+//
+// Dims: B batch rows, H hidden, D d_inner, N d_state, R dt_rank, K conv width. T: int8_t, or float at a_bits 16.
+//
+// A thread owns a range of channels: their rows of in_proj, convolution, dt_proj, scan. Six barriers a layer separate
+// what needs all channels: norm | in_proj, conv | x_proj | dt_proj, scan, gate | Hadamard | out_proj.
+
+#include <memory>
+
+#include <omp.h>
+
+#include <torch/library.h>
+
+#include "linear_rows.h"
+#include "step_threads.h"
+
+namespace quamba::cpu {
+namespace {
+
+using Slots = c10::List<std::optional<at::Tensor>>;
+
+enum Tap { kIn, kConvIn, kZ, kX, kDtRank, kB, kC, kOut, kTaps };
+enum Slot { kInProj = 0, kXProj = 4, kDtProj = 8, kOutProj = 12, kConvWeight = 16, kConvScale, kConvBias, kA, kD,
+            kTapScales, kInProjOutScale, kXProjOutScale, kSlots };
+
+struct Shape {
+  int64_t batch, hidden, channels, d_state, dt_rank, width;
+};
+
+struct StepLinear {
+  LinearWeights weights;
+  const float* bias;
+};
+
+struct Layer {
+  StepLinear in_proj, x_proj, dt_proj, out_proj;
+  const void* conv_weight;
+  const float* conv_scale;
+  const float* conv_bias;
+  const float* A;
+  const float* D;
+  const float* taps;  // [8]; null: float activations
+  const float* in_proj_out_scale;
+  const float* x_proj_out_scale;
+  void* conv_state;
+  float* ssm_state;
+};
+
+const float* slot_floats(const std::optional<at::Tensor>& t, at::IntArrayRef shape, const char* name) {
+  if (!t.has_value()) return nullptr;
+  check_dtype(*t, at::kFloat, name);
+  check_shape(*t, shape, name);
+  TORCH_CHECK_VALUE(t->is_contiguous(), name, " must be contiguous");
+  return t->const_data_ptr<float>();
+}
+
+// The slots weight, scale, zero, bias of a layer from `in` to `out` features.
+StepLinear step_linear(const std::optional<at::Tensor>* slots, int64_t in, int64_t out, int64_t group_size,
+                       const char* name) {
+  TORCH_CHECK_VALUE(slots[0].has_value() && slots[1].has_value(), name, " lacks its weight or its scale");
+  return {linear_weights(*slots[0], *slots[1], slots[2], in, out, group_size, name), slot_floats(slots[3], {out}, name)};
+}
+
+void* state_data(const at::Tensor& state, at::ScalarType dtype, at::IntArrayRef shape, const char* name) {
+  check_dtype(state, dtype, name);
+  check_shape(state, shape, name);
+  TORCH_CHECK_VALUE(state.is_contiguous(), name, " must be contiguous: it is updated in place");
+  return state.mutable_data_ptr();
+}
+
+Shape shape_of(const at::Tensor& hidden, const std::optional<at::Tensor>* slots, int64_t dt_rank) {
+  TORCH_CHECK_VALUE(hidden.dim() == 2 && hidden.is_contiguous(), "hidden must be [B, H] and contiguous, got ",
+                    hidden.sizes());
+  check_dtype(hidden, at::kFloat, "hidden");
+  for (const int slot : {int(kA), int(kD), int(kConvWeight)})
+    TORCH_CHECK_VALUE(slots[slot].has_value(), "layers lack slot ", slot);
+  const at::Tensor &A = *slots[kA], &conv = *slots[kConvWeight];
+  TORCH_CHECK_VALUE(A.dim() == 2 && conv.dim() == 2, "A must be [D, N] and conv_weight [D, K], got ", A.sizes(), " and ",
+                    conv.sizes());
+  TORCH_CHECK_VALUE(dt_rank > 0, "dt_rank must be positive, got ", dt_rank);
+  TORCH_CHECK_VALUE(conv.size(1) <= kMaxConvWidth, "conv width ", conv.size(1), " is over ", kMaxConvWidth);
+  return {hidden.size(0), hidden.size(1), A.size(0), A.size(1), dt_rank, conv.size(1)};
+}
+
+Layer read_layer(const std::optional<at::Tensor>* slots, const Shape& s, const at::Tensor& conv_state,
+                 const at::Tensor& ssm_state, int64_t group_size, bool float_activations) {
+  const auto dtype = float_activations ? at::kFloat : at::kChar;
+  Layer layer{};
+  layer.in_proj = step_linear(slots + kInProj, s.hidden, 2 * s.channels, group_size, "in_proj");
+  layer.x_proj = step_linear(slots + kXProj, s.channels, s.dt_rank + 2 * s.d_state, group_size, "x_proj");
+  layer.dt_proj = step_linear(slots + kDtProj, s.dt_rank, s.channels, group_size, "dt_proj");
+  layer.out_proj = step_linear(slots + kOutProj, s.channels, s.hidden, group_size, "out_proj");
+  const at::Tensor& conv = *slots[kConvWeight];
+  check_dtype(conv, dtype, "conv_weight");
+  check_shape(conv, {s.channels, s.width}, "conv_weight");
+  TORCH_CHECK_VALUE(conv.is_contiguous(), "conv_weight must be contiguous");
+  layer.conv_weight = conv.const_data_ptr();
+  layer.conv_scale = slot_floats(slots[kConvScale], {s.channels}, "conv_scale");
+  layer.conv_bias = slot_floats(slots[kConvBias], {s.channels}, "conv_bias");
+  layer.A = slot_floats(slots[kA], {s.channels, s.d_state}, "A");
+  layer.D = slot_floats(slots[kD], {s.channels}, "D");
+  layer.taps = slot_floats(slots[kTapScales], {kTaps}, "tap_scales");
+  layer.in_proj_out_scale = slot_floats(slots[kInProjOutScale], {2 * s.channels}, "in_proj_out_scale");
+  layer.x_proj_out_scale = slot_floats(slots[kXProjOutScale], {s.dt_rank + 2 * s.d_state}, "x_proj_out_scale");
+  const bool scales = layer.taps && layer.conv_scale && layer.in_proj_out_scale && layer.x_proj_out_scale;
+  TORCH_CHECK_VALUE(float_activations ? !layer.taps : scales, "every layer needs its scales, or none has them");
+  layer.conv_state = state_data(conv_state, dtype, {s.batch, s.channels, s.width}, "conv_state");
+  layer.ssm_state = static_cast<float*>(
+      state_data(ssm_state, at::kFloat, {s.batch, s.channels, s.d_state}, "ssm_state"));
+  return layer;
+}
+
+// What a kernel needs of either activation type.
+inline auto conv_kernel(int8_t) { return kernels().causal_conv1d_int8; }
+inline auto conv_kernel(float) { return kernels().causal_conv1d_float; }
+inline auto scan_kernel(int8_t) { return kernels().selective_scan_int8; }
+inline auto scan_kernel(float) { return kernels().selective_scan_float; }
+
+template <typename T>
+class Step {
+ public:
+  Step(float* hidden, std::vector<Layer> layers, const Shape& shape, const at::Tensor& base, float eps, bool dynamic)
+      : s_(shape), hidden_(hidden), layers_(std::move(layers)), base_(base.const_data_ptr<float>()),
+        base_size_(base.size(0)), eps_(eps), dynamic_(dynamic), input_(make_rows()), input_scale_(s_.batch),
+        xz_(s_.batch * 2 * s_.channels), x_(s_.batch * s_.channels), dt_B_C_(s_.batch * dt_B_C()),
+        dt_(s_.batch * s_.channels), y_(s_.batch * s_.channels), delta_(s_.batch * s_.hidden),
+        conv_scratch_(2 * s_.width * s_.channels), scan_scratch_((s_.channels + 15) / 16 * 32 * s_.d_state) {}
+
+  void run() {
+    const int wanted = at::get_num_threads();
+    std::unique_ptr<SpinBarrier> barrier;
+#pragma omp parallel num_threads(wanted)
+    {
+#pragma omp single
+      barrier = std::make_unique<SpinBarrier>(omp_get_num_threads());
+      run_thread(omp_get_thread_num(), omp_get_num_threads(), *barrier);
+    }
+  }
+
+ private:
+  static constexpr bool kFloat = std::is_same_v<T, float>;
+
+  int64_t dt_B_C() const { return s_.dt_rank + 2 * s_.d_state; }
+
+  // Buffers of a thread's own: rows that every thread reads whole are laid out by each for itself.
+  struct Private {
+    LinearRows<T> input;
+    std::vector<uint8_t> scratch;  // of the kernels
+    std::vector<float> row;   // a normalised or rotated row
+    std::vector<T> quantized;
+    std::vector<float> B, C;  // [N]
+  };
+
+  int64_t longest() const { return std::max({s_.hidden, s_.channels, s_.dt_rank}); }
+
+  LinearRows<T> make_rows() const { return LinearRows<T>(s_.batch, longest()); }
+
+  void run_thread(int thread, int threads, SpinBarrier& barrier) {
+    Private own{make_rows(), std::vector<uint8_t>(scratch_bytes(longest())),
+                std::vector<float>(longest() + kHadamardPadding), std::vector<T>(longest()),
+                std::vector<float>(s_.d_state), std::vector<float>(s_.d_state)};
+    const Range rows = share(s_.batch, 1, thread, threads), channels = share(s_.channels, kOutputBlock, thread, threads);
+    const Range mixed = share(dt_B_C(), kOutputBlock, thread, threads), hidden = share(s_.hidden, kOutputBlock, thread, threads);
+    for (const Layer& layer : layers_) {
+      normalize(layer, rows, own);
+      barrier.wait();
+      project_and_convolve(layer, channels, own);
+      barrier.wait();
+      mix(layer, mixed, own);
+      barrier.wait();
+      scan(layer, channels, own);
+      barrier.wait();
+      rotate(layer, rows, own);
+      barrier.wait();
+      add_output(layer, hidden, own);
+      barrier.wait();
+    }
+  }
+
+  void multiply(const LinearRows<T>& rows, const StepLinear& linear, const LinearOutput& out, Range range,
+                Private& own) const {
+    const LinearArgs args = rows.args(linear.weights, s_.batch, out, own.scratch.data());
+    if (range.begin < range.end) linear_kernel<T>(linear.weights)(args, range.begin, range.end);
+  }
+
+  // `row` as the input of in_proj or out_proj: quantized with the tap's scale, with one of its own, or float.
+  void lay_out_row(const Layer& layer, const StepLinear& linear, Tap tap, const float* row, int64_t r, Private& own) {
+    if constexpr (kFloat) {
+      input_.lay_out(linear.weights, row, r);
+    } else {
+      const int64_t in = linear.weights.in;
+      if (dynamic_) input_scale_[r] = kernels().quantize_per_token(row, in, own.quantized.data());
+      else kernels().quantize(row, layer.taps[tap], own.quantized.data(), in);
+      input_.lay_out(linear.weights, own.quantized.data(), r);
+    }
+  }
+
+  // The scale of those rows.
+  LinearOutput with_input_scale(const Layer& layer, Tap tap) const {
+    LinearOutput out{};
+    if (kFloat) return out;
+    out.x_scale = dynamic_ ? input_scale_.data() : layer.taps + tap;
+    out.x_scale_stride = dynamic_ ? 1 : 0;
+    return out;
+  }
+
+  void normalize(const Layer& layer, Range rows, Private& own) {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      kernels().rms_norm(hidden_ + r * s_.hidden, s_.hidden, eps_, own.row.data());
+      lay_out_row(layer, layer.in_proj, kIn, own.row.data(), r, own);
+    }
+  }
+
+  void project_and_convolve(const Layer& layer, Range channels, Private& own) {
+    LinearOutput out = with_input_scale(layer, kIn);
+    out.bias = layer.in_proj.bias;
+    out.out_scale = layer.in_proj_out_scale;
+    out.to = xz_.data();
+    out.stride = 2 * s_.channels;
+    multiply(input_, layer.in_proj, out, channels, own);  // x
+    multiply(input_, layer.in_proj, out, {s_.channels + channels.begin, s_.channels + channels.end}, own);  // z
+    for (int64_t r = 0; r < s_.batch; ++r) {
+      ConvArgs<T> args{};
+      args.x = xz_.data() + r * 2 * s_.channels;
+      args.x_stride = 2 * s_.channels;
+      args.weight = static_cast<const T*>(layer.conv_weight);
+      args.scale = layer.conv_scale;
+      args.bias = layer.conv_bias;
+      args.out_scale = kFloat ? 1.0f : layer.taps[kX];
+      args.conv_state = static_cast<T*>(layer.conv_state) + r * s_.channels * s_.width;
+      args.out = x_.data() + r * s_.channels;
+      args.scratch = conv_scratch_.data();
+      args.tokens = 1;
+      args.channels = s_.channels;
+      args.width = s_.width;
+      conv_kernel(T{})(args, channels.begin, channels.end);
+    }
+  }
+
+  // x_proj: every output mixes all channels.
+  void mix(const Layer& layer, Range range, Private& own) {
+    for (int64_t r = 0; r < s_.batch; ++r) own.input.lay_out(layer.x_proj.weights, x_.data() + r * s_.channels, r);
+    LinearOutput out{};
+    out.x_scale = kFloat ? nullptr : layer.taps + kX;
+    out.bias = layer.x_proj.bias;
+    out.out_scale = layer.x_proj_out_scale;
+    out.to = dt_B_C_.data();
+    out.stride = dt_B_C();
+    multiply(own.input, layer.x_proj, out, range, own);
+  }
+
+  void scan(const Layer& layer, Range channels, Private& own) {
+    for (int64_t r = 0; r < s_.batch; ++r) own.input.lay_out(layer.dt_proj.weights, dt_B_C_.data() + r * dt_B_C(), r);
+    LinearOutput out{};
+    out.x_scale = kFloat ? nullptr : layer.taps + kDtRank;
+    out.bias = layer.dt_proj.bias;
+    out.to = dt_.data();
+    out.stride = s_.channels;
+    multiply(own.input, layer.dt_proj, out, channels, own);
+    for (int64_t r = 0; r < s_.batch; ++r) {
+      const T* B = dt_B_C_.data() + r * dt_B_C() + s_.dt_rank;
+      for (int64_t n = 0; n < s_.d_state; ++n) {
+        own.B[n] = static_cast<float>(B[n]) * (kFloat ? 1.0f : layer.taps[kB]);
+        own.C[n] = static_cast<float>(B[s_.d_state + n]) * (kFloat ? 1.0f : layer.taps[kC]);
+      }
+      ScanArgs<T> args{};
+      args.x = x_.data() + r * s_.channels;
+      args.x_scale = kFloat ? 1.0f : layer.taps[kX];
+      args.dt = dt_.data() + r * s_.channels;
+      args.A = layer.A;
+      args.B = own.B.data();
+      args.C = own.C.data();
+      args.D = layer.D;
+      args.z = xz_.data() + (2 * r + 1) * s_.channels;
+      args.z_scale = kFloat ? 1.0f : layer.taps[kZ];
+      args.state = layer.ssm_state + r * s_.channels * s_.d_state;
+      args.out = y_.data() + r * s_.channels;
+      args.scratch = scan_scratch_.data();
+      args.tokens = 1;
+      args.channels = s_.channels;
+      args.d_state = s_.d_state;
+      scan_kernel(T{})(args, channels.begin, channels.end);
+    }
+  }
+
+  void rotate(const Layer& layer, Range rows, Private& own) {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      kernels().hadamard(y_.data() + r * s_.channels, s_.channels, base_, base_size_, own.row.data());
+      lay_out_row(layer, layer.out_proj, kOut, own.row.data(), r, own);
+    }
+  }
+
+  void add_output(const Layer& layer, Range range, Private& own) {
+    LinearOutput out = with_input_scale(layer, kOut);
+    out.bias = layer.out_proj.bias;
+    out.to = delta_.data();
+    out.stride = s_.hidden;
+    multiply(input_, layer.out_proj, out, range, own);
+    for (int64_t r = 0; r < s_.batch; ++r)
+      for (int64_t o = range.begin; o < range.end; ++o) hidden_[r * s_.hidden + o] += delta_[r * s_.hidden + o];
+  }
+
+  const Shape s_;
+  float* const hidden_;  // [B, H]
+  const std::vector<Layer> layers_;
+  const float* const base_;
+  const int64_t base_size_;
+  const float eps_;
+  const bool dynamic_;
+  LinearRows<T> input_;              // of in_proj, then of out_proj
+  std::vector<float> input_scale_;   // [B], of its rows where scales are dynamic
+  std::vector<T> xz_, x_, dt_B_C_;          // [B, 2D], [B, D], [B, R + 2N]
+  std::vector<float> dt_, y_, delta_;       // [B, D], [B, D], [B, H]
+  std::vector<T> conv_scratch_;
+  std::vector<float> scan_scratch_;
+};
+
+void mamba1_step(at::Tensor& hidden, const Slots& layers, at::TensorList conv_states, at::TensorList ssm_states,
+                 const at::Tensor& base, int64_t dt_rank, double eps, int64_t group_size, bool dynamic) {
+  const size_t count = conv_states.size();
+  TORCH_CHECK_VALUE(count > 0 && ssm_states.size() == count && layers.size() == count * kSlots, "layers must be ",
+                    int(kSlots), " slots for each of the ", count, " conv_states and ssm_states, got ", layers.size());
+  const std::vector<std::optional<at::Tensor>> slots = layers.vec();
+  const Shape shape = shape_of(hidden, slots.data(), dt_rank);
+  const bool float_activations = !slots[kTapScales].has_value();
+  check_dtype(base, at::kFloat, "base");
+  TORCH_CHECK_VALUE(base.dim() == 2 && base.is_contiguous() && base.size(0) <= kMaxHadamardBase &&
+                        shape.channels % base.size(0) == 0, "base ", base.sizes(), " does not fit ", shape.channels,
+                    " channels");
+  std::vector<Layer> views;
+  views.reserve(count);
+  for (size_t i = 0; i < count; ++i)
+    views.push_back(read_layer(slots.data() + i * kSlots, shape, conv_states[i], ssm_states[i], group_size,
+                               float_activations));
+  float* data = hidden.mutable_data_ptr<float>();
+  if (float_activations) Step<float>(data, std::move(views), shape, base, eps, dynamic).run();
+  else Step<int8_t>(data, std::move(views), shape, base, eps, dynamic).run();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(quamba, CPU, m) { m.impl("mamba1_step", &mamba1_step); }
+
+}  // namespace quamba::cpu

@@ -1,0 +1,91 @@
+"""Token by token through a Mamba language model, float or quantized: the recurrent states of a batch of sequences.
+
+Dims: B sequences, L tokens of each, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from .convert import check_architecture, install_float_mixers
+from .errors import QuambaError
+from .nn.mamba1_step import Mamba1Step
+from .nn.module import QuantModule
+from .nn.placement import place_weights
+
+
+class Decoder:
+    """The state of B sequences of equal length, empty at first; its size does not grow with their length.
+
+    transformers' own mixers in a float model are replaced by ours, which share their parameters: the originals forget
+    the SSM state where several tokens continue a sequence. A quantized model's weights are laid out for its kernels,
+    and a single token goes through all of its blocks as one op. Raises QuambaError for an architecture without mixers
+    here.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        try:
+            check_architecture(model)
+        except QuambaError as error:
+            raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
+        mixers = [layer.mixer for layer in model.backbone.layers]
+        self._blocks: Mamba1Step | None = None
+        if all(isinstance(mixer, QuantModule) for mixer in mixers):
+            place_weights(model)
+            self._blocks = Mamba1Step(mixers)
+        else:
+            install_float_mixers(model)
+        self.model = model
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the sequences; the next ones may be of another number."""
+        self._cache = DynamicCache(config=self.model.config)
+        self._batch_size: int | None = None
+
+    def prefill(self, input_ids: Tensor) -> Tensor:
+        """Reads int64 [B, L], a prompt or what follows earlier tokens -> float32 logits [B, V] of the last position.
+
+        Raises QuambaError for no tokens, ids outside of the vocabulary, and another B than that of earlier tokens.
+        """
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise QuambaError(f"input_ids has shape {list(input_ids.shape)}: [sequences, tokens], one or more of each")
+        vocab_size = self.model.config.vocab_size
+        low, high = (int(limit) for limit in input_ids.aminmax())
+        if low < 0 or high >= vocab_size:
+            outside = low if low < 0 else high
+            raise QuambaError(f"token id {outside} is outside of the model's vocabulary of {vocab_size}")
+        self._check_batch(input_ids.shape[0])
+        return self._forward(input_ids)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Reads one more token of every sequence, int64 [B] -> float32 logits [B, V] of what follows it.
+
+        The ids are not looked at: they come from logits of this vocabulary. Raises QuambaError for another B.
+        """
+        first = self._batch_size is None
+        self._check_batch(len(ids))
+        if first or self._blocks is None:
+            return self._forward(ids[:, None])  # [B] -> [B, 1]
+        return self._step(ids)
+
+    @torch.inference_mode()
+    def _step(self, ids: Tensor) -> Tensor:
+        """int64 [B] -> float32 logits [B, V], on the states that earlier tokens left."""
+        backbone, head = self.model.backbone, self.model.lm_head
+        hidden = backbone.embeddings(ids).float()  # [B, H]
+        layers = self._cache.layers
+        conv_states = [layer.conv_states[0] for layer in layers]
+        self._blocks(hidden, conv_states, [layer.recurrent_states[0] for layer in layers])
+        return head(backbone.norm_f(hidden).to(head.weight.dtype)).float()  # [B, V]
+
+    @torch.inference_mode()
+    def _forward(self, input_ids: Tensor) -> Tensor:
+        """int64 [B, L] -> float32 logits [B, V]; only the last position goes through the head."""
+        output = self.model(input_ids, cache_params=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1]  # [B, 1, V] -> [B, V]
+
+    def _check_batch(self, batch_size: int) -> None:
+        if self._batch_size not in (None, batch_size):
+            raise QuambaError(f"{batch_size} sequences cannot continue {self._batch_size}: reset the decoder first")
+        self._batch_size = batch_size

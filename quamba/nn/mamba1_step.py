@@ -1,0 +1,58 @@
+"""A single token through every quantized Mamba block as one op.
+
+Dims: B batch, H hidden, D d_inner, N d_state, K conv width.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..hadamard import base_on
+from ..ops.schemas import STEP_LINEARS
+from ..scheme import DEFAULT_GROUP_SIZE, DYNAMIC, FLOAT
+from .linear import QuantLinear
+from .mamba1 import TAPS, QuantMamba1Mixer
+
+
+def _linear_slots(linear: QuantLinear) -> list[Tensor | None]:
+    linear.tile()
+    return [linear.weight, linear.weight_scale, linear.weight_zero, linear.bias]
+
+
+def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
+    """What `mamba1_step` reads of a layer, in the order of ops.schemas.STEP_SLOTS."""
+    slots = [tensor for name in STEP_LINEARS for tensor in _linear_slots(getattr(mixer, name))]
+    conv = mixer.conv1d
+    if mixer.scheme.act == FLOAT:
+        return [*slots, conv.weight, None, conv.bias, mixer.A, mixer.D, None, None, None]
+    # a tap whose scales are dynamic has none, and its place is not read
+    scales = [getattr(mixer, f"{tap}_scale") for tap in TAPS]
+    taps = torch.stack([torch.ones_like(mixer.x_scale) if scale is None else scale for scale in scales])  # [8]
+    conv_scale = mixer.conv_in_scale * conv.weight_scale  # [D]
+    return [*slots, conv.weight, conv_scale, conv.bias, mixer.A, mixer.D, taps, *mixer.output_scales()]
+
+
+class Mamba1Step:
+    """The blocks of a quantized Mamba for one token at a time, on the recurrent states that a prefill left."""
+
+    def __init__(self, mixers: list[QuantMamba1Mixer]):
+        first = mixers[0]
+        self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
+        self.base = base_on(first.d_inner, first.A.device)
+        self.dt_rank, self.eps = first.dt_rank, first.eps
+        self.group_size = first.scheme.weight.group_size or DEFAULT_GROUP_SIZE  # not read with int8 weights
+        self.dynamic = first.scheme.act == DYNAMIC
+
+    def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> None:
+        """hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of every layer: updated in place."""
+        ops.mamba1_step(
+            hidden,
+            self.slots,
+            conv_states,
+            ssm_states,
+            self.base,
+            self.dt_rank,
+            self.eps,
+            self.group_size,
+            self.dynamic,
+        )

@@ -1,0 +1,65 @@
+"""Where the weights of a quantized model lie: one mapping on huge pages, in the order in which a token reads them.
+
+A token reads every weight once, which takes as long as memory takes. Huge pages (2 MB) spare the walk of the page table
+every 4 KB and let prefetching run across it: reading is about a third faster.
+"""
+
+import logging
+import mmap
+
+import torch
+from torch import Tensor, nn
+
+from .module import QuantModule
+from .weight import QuantWeight
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT = 64  # bytes: a cache line, and a vector of AVX-512
+HUGE_PAGE = 2 << 20
+SMALL = 4 << 10  # scalars and short scales stay where they are
+
+
+def place_weights(model: nn.Module) -> None:
+    """Tiles the weights of a quantized CPU model (`QuantWeight.tile`) and moves them into one mapping on huge pages.
+
+    Values and names stay. Without huge pages to ask the system for, weights are tiled where they lie.
+    """
+    modules = [module for module in model.modules() if isinstance(module, QuantModule)]
+    for module in modules:
+        if isinstance(module, QuantWeight):
+            module.tile()
+    if getattr(model, "_quamba_placed", False) or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    slots = [(module, name) for module in modules for name, tensor in module._buffers.items() if _is_large(tensor)]
+    size = sum(_aligned(module._buffers[name].nbytes) for module, name in slots)
+    memory = _huge_pages(size) if size >= HUGE_PAGE else None
+    if memory is None:
+        return
+    offset = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    for module, name in slots:  # one by one: what a tensor leaves is free before the next one moves
+        tensor = module._buffers[name]
+        view = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+        module._buffers[name] = view.view(tensor.shape).copy_(tensor)
+        offset += _aligned(tensor.nbytes)
+    model._quamba_placed = True
+    logger.info("%.1f MB of weights on huge pages", size / 1e6)
+
+
+def _huge_pages(size: int) -> mmap.mmap | None:
+    """Anonymous memory of that many bytes and an aligned start, None where the system refuses."""
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError as error:
+        logger.info("no huge pages for the weights: %s", error)
+        return None
+    return memory
+
+
+def _is_large(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.device.type == "cpu" and tensor.nbytes >= SMALL
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

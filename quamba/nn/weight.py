@@ -1,0 +1,128 @@
+"""A weight matrix of 8 or 4 bits and its product with a quantized or a float input: bit width is data, not a class.
+
+Dims: I in features, O out features (V vocabulary rows and H hidden in an embedding), G groups of a row.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import numerics, ops
+from ..ops import layout
+from ..scheme import TensorSpec
+from .module import QuantModule
+
+# the op by (bits of the weights, whether the input is int8, whether the result is)
+PRODUCTS = {
+    (8, True, False): "linear_w8a8",
+    (8, True, True): "linear_w8a8_requant",
+    (8, False, False): "linear_w8a16",
+    (4, True, False): "linear_w4a8",
+    (4, True, True): "linear_w4a8_requant",
+    (4, False, False): "linear_w4a16",
+}
+
+
+class QuantWeight(QuantModule):
+    """The matrix in the format of `spec`.
+
+    8 bits: weight int8 [O, I], weight_scale float32 [O]. 4 bits: weight uint8 [O, ceil(I / 2)], two integers a byte,
+    weight_scale float16 and weight_zero uint8 [O, G], G = ceil(I / group_size). That is how they are made, saved and
+    loaded; the first product replaces them by the tiles that kernels read (ops/layout.py), of the same values.
+    """
+
+    tiled = False
+
+    def __init__(self, out_features: int, in_features: int, spec: TensorSpec):
+        super().__init__()
+        self.out_features, self.in_features, self.spec = out_features, in_features, spec
+        if spec.group_size is None:
+            columns, scales, scale_dtype = in_features, (out_features,), torch.float32
+        else:
+            groups = -(-in_features // spec.group_size)
+            columns, scales, scale_dtype = -(-in_features // 2), (out_features, groups), torch.float16
+        integers = torch.int8 if spec.symmetric else torch.uint8
+        self.register_buffer("weight", torch.zeros(out_features, columns, dtype=integers))
+        self.register_buffer("weight_scale", torch.ones(scales, dtype=scale_dtype))
+        self.register_buffer("weight_zero", None if spec.symmetric else torch.zeros(scales, dtype=torch.uint8))
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns that share a scale, None where a whole row does."""
+        return self.spec.group_size
+
+    def round_to_nearest(self, weight: Tensor) -> None:
+        """Fills the buffers with the integers nearest to `weight`, float [O, I]."""
+        weight, bits, group_size = weight.detach(), self.spec.bits, self.group_size
+        if group_size is None:
+            self.weight_scale = numerics.per_channel_scale(weight, bits)  # [O]
+            self.weight = numerics.quantize(weight, self.weight_scale[:, None], bits=bits)  # [O, I]
+            return
+        self.weight_scale, self.weight_zero = numerics.group_parameters(weight, group_size, bits)  # [O, G]
+        integers = numerics.quantize_groups(weight, self.weight_scale, self.weight_zero, group_size, bits)  # [O, I]
+        self.weight = numerics.pack_uint4(integers)  # [O, ceil(I / 2)]
+
+    def tile(self) -> None:
+        """Lays the buffers out as kernels read them; again does nothing."""
+        if self.tiled:
+            return
+        if self.group_size is None:
+            self.weight = layout.tile_int8(self.weight)
+        else:
+            self.weight = layout.tile_uint4(self.weight)
+            self.weight_scale = layout.tile_groups(self.weight_scale)
+            self.weight_zero = layout.tile_groups(self.weight_zero)
+        self.tiled = True
+
+    def rows(self) -> dict[str, Tensor]:
+        """The buffers as files hold them, by name."""
+        tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "weight_zero")}
+        if self.tiled:
+            sizes = (self.out_features, self.in_features)
+            if self.group_size is None:
+                tensors["weight"] = layout.untile_int8(self.weight, *sizes)
+            else:
+                tensors["weight"] = layout.untile_uint4(self.weight, *sizes)
+                tensors["weight_scale"] = layout.untile_groups(self.weight_scale, self.out_features)
+                tensors["weight_zero"] = layout.untile_groups(self.weight_zero, self.out_features)
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.tiled:
+            destination.update({prefix + name: tensor for name, tensor in self.rows().items()})
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.tiled and prefix + "weight" in state_dict:  # what is loaded is rows, and tiled at its first use
+            for name, tensor in self.rows().items():
+                setattr(self, name, tensor)
+            self.tiled = False
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def dequantized(self) -> Tensor:
+        """The values that the integers stand for, float32 [O, I]."""
+        rows = self.rows()
+        if self.group_size is None:
+            return numerics.dequantize(rows["weight"], rows["weight_scale"][:, None])
+        integers = numerics.unpack_uint4(rows["weight"], self.in_features)
+        return numerics.dequantize_groups(integers, rows["weight_scale"], rows["weight_zero"], self.group_size)
+
+    def product(
+        self, x: Tensor, x_scale: Tensor | None = None, bias: Tensor | None = None, out_scale: Tensor | None = None
+    ) -> Tensor:
+        """x int8 [..., I] with its scale (one, or [...]: one a row), or float32 without -> float32 [..., O].
+
+        Where `out_scale` [O] is given the result is int8, quantized with it.
+        """
+        self.tile()
+        op = getattr(ops, PRODUCTS[self.spec.bits, x_scale is not None, out_scale is not None])
+        grouped = self.group_size is not None
+        return op(
+            x,
+            self.weight,
+            self.weight_scale,
+            *([self.weight_zero] if grouped else []),
+            *([] if x_scale is None else [x_scale]),
+            bias,
+            *([self.out_features, self.group_size] if grouped else []),
+            *([] if out_scale is None else [out_scale]),
+        )

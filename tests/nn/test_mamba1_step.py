@@ -1,0 +1,119 @@
+"""A single token as one op over all blocks: what the blocks compute one by one, on every instruction set."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from quamba import ops
+from quamba.nn.mamba1_step import Mamba1Step
+from quamba.ops import reference
+from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
+
+OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"state_size": 16}]
+
+
+def quantized(model, variant):
+    return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}))
+
+
+def prefilled(model, tokens):
+    """A cache that has read the tokens."""
+    cache = DynamicCache(config=model.config)
+    model(tokens, cache_params=cache, use_cache=True)
+    return cache
+
+
+def states(cache) -> tuple[list, list]:
+    return [layer.conv_states[0] for layer in cache.layers], [layer.recurrent_states[0] for layer in cache.layers]
+
+
+def mixers(model) -> list:
+    return [layer.mixer for layer in model.backbone.layers]
+
+
+@torch.inference_mode()
+def blocks_one_by_one(model, hidden, cache):
+    for layer in model.backbone.layers:
+        hidden = layer(hidden[:, None], cache_params=cache)[:, 0]  # [B, H]
+    return hidden
+
+
+@pytest.fixture(params=torch.ops.quamba.cpu_capabilities())
+def capability(request):
+    with ops.force_cpu_capability(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_a_step_is_the_blocks_one_by_one(tiny_mamba, tokens, capability, variant, options):
+    """Bit for bit, states included; three tokens, so that a wrong state shows."""
+    model = quantized(tiny_mamba(**options), variant)
+    separate, fused = prefilled(model, tokens), prefilled(model, tokens)
+    step = Mamba1Step(mixers(model))
+    for _ in range(3):
+        hidden = torch.randn(len(tokens), model.config.hidden_size)
+        expected = blocks_one_by_one(model, hidden, separate)
+        step(hidden, *states(fused))
+        assert torch.equal(hidden, expected)
+    for actual, expected in zip(states(fused), states(separate), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_a_step_matches_the_reference(tiny_mamba, tokens, capability, variant):
+    """Within a few int8 steps of the largest activation: a value on a rounding boundary may fall to either side."""
+    model = quantized(tiny_mamba(state_size=16), variant)
+    step, caches = Mamba1Step(mixers(model)), [prefilled(model, tokens) for _ in range(2)]
+    hidden = torch.randn(len(tokens), model.config.hidden_size)
+    expected = hidden.clone()
+    step(hidden, *states(caches[0]))
+    arguments = (step.slots, *states(caches[1]), step.base, step.dt_rank, step.eps, step.group_size, step.dynamic)
+    reference.mamba1_step(expected, *arguments)
+    tolerance = {"rtol": 1e-2, "atol": 2e-2} if calibrates(variant) else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(hidden, expected, **tolerance)
+    torch.testing.assert_close(states(caches[0])[1], states(caches[1])[1], **tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_the_number_of_threads_changes_nothing(tiny_mamba, tokens, variant):
+    model = quantized(tiny_mamba(hidden_size=96), variant)
+    step, results, threads = Mamba1Step(mixers(model)), [], torch.get_num_threads()
+    hidden = torch.randn(len(tokens), 96)
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(1)  # for the prefill, whose float products may depend on it
+            cache = prefilled(model, tokens)
+            torch.set_num_threads(count)
+            result = hidden.clone()
+            step(result, *states(cache))
+            results.append(result)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@torch.inference_mode()
+def test_misfitting_arguments_are_refused_by_name(tiny_mamba, tokens):
+    model = quantized(tiny_mamba(), "w8a8")
+    step, (conv, ssm) = Mamba1Step(mixers(model)), states(prefilled(model, tokens))
+    hidden = torch.randn(2, 32)
+
+    def run(hidden=hidden, slots=step.slots, conv=conv, ssm=ssm):
+        ops.mamba1_step(hidden, slots, conv, ssm, step.base, step.dt_rank, step.eps, step.group_size, step.dynamic)
+
+    with pytest.raises(ValueError, match="slots for each of the 1 conv_states"):
+        run(conv=conv[:1])
+    with pytest.raises(ValueError, match="in_proj must have shape"):
+        run(hidden=torch.randn(2, 24))
+    with pytest.raises(ValueError, match="ssm_state must have shape"):
+        run(ssm=[state[:1] for state in ssm])
+    with pytest.raises(ValueError, match="conv_state must be"):
+        run(conv=[state.float() for state in conv])
+    with pytest.raises(ValueError, match="every layer needs its scales"):
+        taps = len(step.slots) - 3
+        run(slots=[*step.slots[:taps], None, *step.slots[taps + 1 :]])
+    run()

@@ -1,0 +1,38 @@
+"""Every kind of scheme, as arguments of `quamba.quantize`, and a tiny model quantized with one."""
+
+import torch
+from transformers import PreTrainedModel
+
+import quamba
+
+VARIANTS = {
+    "w8a8": {"scheme": "w8a8"},
+    "w8a8 dynamic": {"scheme": "w8a8", "dynamic": True},
+    "w4a8": {"scheme": "w4a8", "group_size": 32},
+    "w4a8 dynamic": {"scheme": "w4a8", "group_size": 64, "dynamic": True},
+    "w4a16": {"scheme": "w4a16"},
+    "w8a16": {"scheme": "w8a16"},
+}
+# what of the embedding and the head is quantized beside the blocks
+TABLES = {
+    "float": {},
+    "both": {"quantize_embedding": True, "quantize_lm_head": True},
+    "both 8": {"quantize_embedding": True, "quantize_lm_head": True, "embedding_bits": 8, "lm_head_bits": 8},
+    "both 4": {"quantize_embedding": True, "quantize_lm_head": True, "embedding_bits": 4, "lm_head_bits": 4},
+    "4 and 8": {"quantize_embedding": True, "quantize_lm_head": True, "embedding_bits": 4, "lm_head_bits": 8},
+    "untied": {"quantize_embedding": True, "quantize_lm_head": True, "untie": True},
+    "head": {"quantize_lm_head": True},
+}
+
+
+def calibrates(variant: str) -> bool:
+    """Whether a variant quantizes activations: then its pieces agree bit for bit, and it needs calibration text."""
+    return not VARIANTS[variant]["scheme"].endswith("a16")
+
+
+def quantize_variant(model: PreTrainedModel, variant: str, **options) -> PreTrainedModel:
+    """The model, quantized as `VARIANTS` says; calibrated, where it has to be, on random tokens."""
+    if calibrates(variant):
+        windows = torch.randint(0, 60, (4, 32), generator=torch.Generator().manual_seed(5))
+        options = {"calibration": windows} | options
+    return quamba.quantize(model, None, progress=False, **VARIANTS[variant] | options)

@@ -1,0 +1,126 @@
+"""The decoder: prompts and tokens in, the logits of what comes next, the same as the whole model's at once."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+
+import quamba
+from quamba import QuambaError
+from quamba.decoder import Decoder
+
+
+def quantized(model):
+    windows = torch.randint(0, 60, (4, 16), generator=torch.Generator().manual_seed(5))
+    options = {"quantize_embedding": True, "quantize_lm_head": True}
+    return quamba.quantize(model, None, calibration=windows, progress=False, **options)
+
+
+@pytest.fixture(params=["float", "quantized"])
+def model(tiny_mamba, request):
+    return quantized(tiny_mamba()) if request.param == "quantized" else tiny_mamba()
+
+
+@torch.inference_mode()
+def last_logits(model, ids) -> torch.Tensor:
+    """What the model says after all of `ids` [B, L], read at once and without a cache: [B, V]."""
+    return model(ids, use_cache=False).logits[:, -1]
+
+
+def assert_same(actual, expected) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_step_gives_the_logits_of_the_whole_sequence(model, tokens):
+    decoder = Decoder(model)
+    for length in range(1, tokens.shape[1] + 1):
+        logits = decoder.prefill(tokens[:, :1]) if length == 1 else decoder.step(tokens[:, length - 1])
+        assert_same(logits, last_logits(model, tokens[:, :length]))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, model.config.vocab_size)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (7,), (1, 2, 12)], ids=str)
+def test_a_prompt_may_come_in_parts_of_any_length(model, tokens, cuts):
+    """transformers' own float mixers forget the SSM state between the parts; those here do not."""
+    decoder, expected = Decoder(model), last_logits(model, tokens)
+    for start, end in zip((0, *cuts), (*cuts, 13), strict=True):
+        logits = decoder.prefill(tokens[:, start:end])
+    assert_same(logits, expected)
+
+
+def test_only_the_last_position_goes_through_the_head(model, tokens):
+    rows = []
+    hook = model.lm_head.register_forward_pre_hook(
+        lambda _, inputs: rows.append(inputs[0].numel() // inputs[0].shape[-1])
+    )
+    decoder = Decoder(model)
+    decoder.prefill(tokens)
+    decoder.step(tokens[:, 0])
+    hook.remove()
+    assert rows == [2, 2]  # one for each sequence
+
+
+def test_reset_forgets_the_sequences_and_their_number(model, tokens):
+    decoder = Decoder(model)
+    expected = decoder.prefill(tokens)
+    decoder.step(tokens[:, 0])
+    decoder.reset()
+    assert_same(decoder.prefill(tokens[:1]), expected[:1])
+
+
+def test_two_decoders_of_a_model_keep_apart(model, tokens):
+    one, other = Decoder(model), Decoder(model)
+    one.prefill(tokens)
+    assert_same(other.prefill(tokens), last_logits(model, tokens))
+
+
+def test_no_gradients_are_asked_of_the_ops(tiny_mamba, tokens):
+    model = tiny_mamba().requires_grad_(True)
+    assert not Decoder(model).prefill(tokens).requires_grad
+
+
+def test_the_float_model_keeps_its_parameters(tiny_mamba):
+    model = tiny_mamba()
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    Decoder(model)
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[]], r"shape \[1, 0\]"),
+        ([1, 2], r"shape \[2\]"),
+        ([[3, 96]], "token id 96 is outside of the model's vocabulary of 96"),
+        ([[-1, 3]], "token id -1 is outside"),
+    ],
+    ids=["empty", "flat", "high", "negative"],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(model, ids, message):
+    with pytest.raises(QuambaError, match=message):
+        Decoder(model).prefill(torch.tensor(ids, dtype=torch.int64))
+
+
+def test_other_sequences_cannot_continue_these(model, tokens):
+    decoder = Decoder(model)
+    decoder.prefill(tokens)
+    for call in (lambda: decoder.step(tokens[0, :3]), lambda: decoder.prefill(tokens[:1])):
+        with pytest.raises(QuambaError, match=r"[13] sequences cannot continue 2: reset"):
+            call()
+
+
+SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=16, num_attention_heads=2)),
+        lambda: Mamba2ForCausalLM(Mamba2Config(**SIZES, num_heads=2, head_dim=16, state_size=4, n_groups=1)),
+    ],
+    ids=["llama", "mamba2"],
+)
+def test_an_architecture_without_mixers_here_is_refused(build):
+    model = build()
+    with pytest.raises(QuambaError, match=f"cannot be decoded token by token here: .*'{model.config.model_type}'"):
+        Decoder(model)
