@@ -13,6 +13,10 @@ from .nn.mamba1_step import Mamba1Step
 from .nn.module import QuantModule
 from .nn.placement import place_weights
 
+# Tokens of all sequences that a prefill computes at once: memory does not grow with the prompt, and the weights, read
+# once for each chunk, are still a small part of the work.
+PREFILL_ROWS = 256
+
 
 class Decoder:
     """The state of B sequences of equal length, empty at first; its size does not grow with their length.
@@ -72,18 +76,24 @@ class Decoder:
     @torch.inference_mode()
     def _step(self, ids: Tensor) -> Tensor:
         """int64 [B] -> float32 logits [B, V], on the states that earlier tokens left."""
-        backbone, head = self.model.backbone, self.model.lm_head
+        backbone = self.model.backbone
         hidden = backbone.embeddings(ids).float()  # [B, H]
         layers = self._cache.layers
         conv_states = [layer.conv_states[0] for layer in layers]
         self._blocks(hidden, conv_states, [layer.recurrent_states[0] for layer in layers])
-        return head(backbone.norm_f(hidden).to(head.weight.dtype)).float()  # [B, V]
+        return self._logits(backbone.norm_f(hidden))
 
     @torch.inference_mode()
     def _forward(self, input_ids: Tensor) -> Tensor:
-        """int64 [B, L] -> float32 logits [B, V]; only the last position goes through the head."""
-        output = self.model(input_ids, cache_params=self._cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1]  # [B, 1, V] -> [B, V]
+        """int64 [B, L] -> float32 logits [B, V], a chunk of tokens after the other."""
+        for chunk in input_ids.split(max(1, PREFILL_ROWS // len(input_ids)), dim=1):
+            output = self.model.backbone(chunk, cache_params=self._cache, use_cache=True)
+        return self._logits(output.last_hidden_state[:, -1])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The final norm's output [B, H] of the last position -> float32 logits [B, V]."""
+        head = self.model.lm_head
+        return head(hidden.to(head.weight.dtype)).float()
 
     def _check_batch(self, batch_size: int) -> None:
         if self._batch_size not in (None, batch_size):

@@ -42,7 +42,8 @@ def hadamard_matrix(n: int) -> Tensor:
 @lru_cache(maxsize=64)
 def base_on(n: int, device: torch.device) -> Tensor:
     """The base [m, m] of order n on a device, made once: what the `hadamard` ops take."""
-    return hadamard_base(n)[1].to(device)
+    with torch.inference_mode(False):  # whoever asks first: others may use it with gradients on
+        return hadamard_base(n)[1].to(device)
 
 
 def _paley(order: int) -> Tensor:

@@ -48,6 +48,18 @@ def test_a_prompt_may_come_in_parts_of_any_length(model, tokens, cuts):
     assert_same(logits, expected)
 
 
+def test_a_long_prompt_is_read_in_chunks_that_change_nothing(tiny_mamba, monkeypatch):
+    """Of two sequences, so that a chunk is half as many tokens; 13 is no multiple of it."""
+    model, tokens = quantized(tiny_mamba()), torch.randint(0, 60, (2, 13))
+    expected = Decoder(model).prefill(tokens)
+    chunks = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: chunks.append(tuple(inputs[0].shape)))
+    monkeypatch.setattr("quamba.decoder.PREFILL_ROWS", 10)
+    assert torch.equal(Decoder(model).prefill(tokens), expected)
+    hook.remove()
+    assert chunks == [(2, 5), (2, 5), (2, 3)]
+
+
 def test_only_the_last_position_goes_through_the_head(model, tokens):
     rows = []
     hook = model.lm_head.register_forward_pre_hook(

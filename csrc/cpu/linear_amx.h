@@ -24,6 +24,7 @@ class Tiles {
  public:
   explicit Tiles(int64_t step) {
     const TileConfig config(step);
+    asm volatile("" : : "m"(config));  // GCC 12 does not see that the next line reads it
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }

@@ -4,6 +4,8 @@ A token reads every weight once, which takes as long as memory takes. Huge pages
 every 4 KB and let prefetching run across it: reading is about a third faster.
 """
 
+import ctypes
+import gc
 import logging
 import mmap
 
@@ -42,8 +44,27 @@ def place_weights(model: nn.Module) -> None:
         view = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
         module._buffers[name] = view.view(tensor.shape).copy_(tensor)
         offset += _aligned(tensor.nbytes)
+    _leave_files(model, {id(module._buffers[name]) for module, name in slots})
     model._quamba_placed = True
     logger.info("%.1f MB of weights on huge pages", size / 1e6)
+
+
+def _leave_files(model: nn.Module, placed: set[int]) -> None:
+    """Copies every tensor but those of these ids, and gives freed memory back.
+
+    One small tensor of a mapped file, or a view of one, would keep all of the file's pages.
+    """
+    copies: dict[int, Tensor] = {}  # what modules share stays shared
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.clone()
+        for name, tensor in module._buffers.items():
+            if tensor is not None and id(tensor) not in placed:
+                module._buffers[name] = copies.setdefault(id(tensor), tensor.detach().clone())
+    gc.collect()  # loading leaves cycles that hold tensors
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc keeps what the rows and their tiles took, against later allocations
+        libc.malloc_trim(0)
 
 
 def _huge_pages(size: int) -> mmap.mmap | None:

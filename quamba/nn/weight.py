@@ -65,12 +65,13 @@ class QuantWeight(QuantModule):
         """Lays the buffers out as kernels read them; again does nothing."""
         if self.tiled:
             return
-        if self.group_size is None:
-            self.weight = layout.tile_int8(self.weight)
-        else:
-            self.weight = layout.tile_uint4(self.weight)
-            self.weight_scale = layout.tile_groups(self.weight_scale)
-            self.weight_zero = layout.tile_groups(self.weight_zero)
+        with torch.inference_mode(False):  # whoever runs the first product: the buffers are to stay ordinary tensors
+            if self.group_size is None:
+                self.weight = layout.tile_int8(self.weight)
+            else:
+                self.weight = layout.tile_uint4(self.weight)
+                self.weight_scale = layout.tile_groups(self.weight_scale)
+                self.weight_zero = layout.tile_groups(self.weight_zero)
         self.tiled = True
 
     def rows(self) -> dict[str, Tensor]:
