@@ -145,6 +145,15 @@ def test_the_last_group_may_be_short():
     assert numerics.quantize_groups(weight, scale, zero, 32).eq(15).all()
 
 
+def test_a_zero_point_belongs_to_the_rounded_scale():
+    """float16 makes 30.25 / 15 larger, and 7.5 steps below zero fewer: 7, where the unrounded scale gives 8."""
+    weight = torch.tensor([[-15.125, 15.125]])
+    _, unrounded = numerics.asymmetric_parameters(weight.min(), weight.max(), bits=4)
+    scale, zero = numerics.group_parameters(weight, 32)
+    assert unrounded == 8
+    assert zero == 7 == torch.round(15.125 / scale.float())
+
+
 @pytest.mark.parametrize("magnitude", [0.0, 1e-12, 1e9])
 def test_scales_stay_within_float16(magnitude):
     scale, zero = numerics.group_parameters(torch.full((1, 8), magnitude), 8)

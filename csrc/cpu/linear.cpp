@@ -38,7 +38,7 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
                const OptionalTensor& x_scale, const OptionalTensor& bias, const OptionalTensor& out_scale,
                int64_t out_features, int64_t group_size) {
   check_dtype(x, c10::CppTypeToScalarType<T>::value, "x");
-  TORCH_CHECK_VALUE(x.dim() >= 1, "x must be [..., I], got ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) > 0, "x must be [..., I], got ", x.sizes());
   const int64_t in = x.size(-1);
   const LinearWeights weights = linear_weights(weight, scale, zero, in, out_features, group_size);
   LinearResult result(x, out_features, x_scale, bias, out_scale);

@@ -33,6 +33,7 @@ at::Tensor rms_norm_quant(const at::Tensor& x, double eps, const at::Tensor& sca
 }
 
 at::Tensor rms_norm(const at::Tensor& x, double eps) {
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must be [..., H], got a scalar");
   const at::Tensor input = x.to(at::kFloat).contiguous();
   at::Tensor out = at::empty(input.sizes(), input.options());
   const int64_t cols = input.size(-1);
@@ -46,6 +47,7 @@ at::Tensor rms_norm(const at::Tensor& x, double eps) {
 }
 
 std::tuple<at::Tensor, at::Tensor> quantize_per_token(const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must be [..., n], got a scalar");
   const at::Tensor input = x.to(at::kFloat).contiguous();
   at::Tensor out = at::empty(input.sizes(), input.options().dtype(at::kChar));
   at::Tensor scale = at::empty(input.sizes().slice(0, input.dim() - 1), input.options());

@@ -57,7 +57,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def cpu_capability() -> str:
-    """The instruction set that CPU kernels run: avx512_vnni, avx2, portable; `reference` without kernels.
+    """The instruction set that CPU kernels run: avx512_amx, avx512_vnni, avx2, portable; `reference` without kernels.
 
     Raises QuambaError where QUAMBA_CPU_CAPABILITY names one that this machine does not run.
     """

@@ -30,7 +30,9 @@ def rms_norm_quant(x: Tensor, eps: float, scale: Tensor) -> Tensor:
 
 
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-    scale = numerics.symmetric_scale(x.float().abs().amax(dim=-1))  # [...]
+    magnitude = x.float().abs()
+    magnitude = magnitude.masked_fill(magnitude.isnan(), 0)  # a NaN is quantized to 0 and leaves its row alone
+    scale = numerics.symmetric_scale(magnitude.amax(dim=-1))  # [...]
     return numerics.quantize(x, scale[..., None]), scale
 
 

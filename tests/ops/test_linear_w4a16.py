@@ -94,3 +94,9 @@ def test_misfitting_arguments_are_refused_by_name():
         ops.linear_w4a16(x, weight, scale, zero, torch.ones(21), 20, 32)
     with pytest.raises(ValueError, match="bias must have shape"):
         ops.linear_w4a16(torch.randn(20, 100), weight, scale, zero, torch.ones(21), 20, 32)
+    with pytest.raises(ValueError, match="weight must have shape"):
+        ops.linear_w4a16(x, weight, scale, zero, None, 40, 32)
+    with pytest.raises(ValueError, match="zero must have shape"):
+        ops.linear_w4a16(x, weight, scale, zero[:, :2], None, 20, 32)
+    with pytest.raises(ValueError, match="group_size must be 32 times a power of two, got 48"):
+        ops.linear_w4a16(x, weight, scale, zero, None, 20, 48)

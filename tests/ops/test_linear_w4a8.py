@@ -155,7 +155,9 @@ def test_misfitting_arguments_are_refused_by_name():
         ({"group_size": 64}, "scale must have shape"),
         ({"zero": zero[:, :2]}, "zero must have shape"),
         ({"zero": zero.to(torch.int8)}, "zero must be"),
+        ({"zero": zero.mT.contiguous().mT}, "zero must be contiguous"),
         ({"x_scale": torch.ones(3)}, "x_scale must have shape"),
+        ({"x_scale": torch.ones(2, 1)}, "x_scale must have shape"),
         ({"bias": torch.ones(21)}, "bias must have shape"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -163,3 +165,5 @@ def test_misfitting_arguments_are_refused_by_name():
     for group_size in (0, -32, 16, 48, 96):
         with pytest.raises(ValueError, match=f"group_size must be .* got {group_size}"):
             linear(group_size=group_size)
+    with pytest.raises(ValueError, match="out_scale must have shape"):
+        ops.linear_w4a8_requant(x, weight, scale, zero, one, None, 20, 32, torch.ones(21))

@@ -111,6 +111,16 @@ def test_misfitting_arguments_are_refused_by_name():
         ops.linear_w8a8(x, weight.view(torch.uint8), scale, one, None)
     with pytest.raises(ValueError, match="x_scale must have shape"):
         ops.linear_w8a8(x, weight, scale, torch.ones(3), None)
+    with pytest.raises(ValueError, match="x_scale must have shape"):
+        ops.linear_w8a8(x, weight, scale, torch.ones(2, 1), None)
+    with pytest.raises(ValueError, match="x_scale must be"):
+        ops.linear_w8a8(x, weight, scale, one.half(), None)
+    with pytest.raises(ValueError, match="weight_scale must have shape"):
+        ops.linear_w8a8(x, weight, scale[:, None], one, None)
+    with pytest.raises(ValueError, match="weight_scale must be"):
+        ops.linear_w8a8(x, weight, scale.double(), one, None)
+    with pytest.raises(ValueError, match=r"x must be \[\.\.\., I\]"):
+        ops.linear_w8a8(x[0, 0], weight, scale, one, None)
     with pytest.raises(ValueError, match="bias must have shape"):
         ops.linear_w8a8(x, weight, scale, one, torch.ones(4))
     with pytest.raises(ValueError, match="out_scale must have shape"):

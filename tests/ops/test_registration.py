@@ -26,9 +26,9 @@ def test_every_op_has_a_reference_and_a_fake(name):
     assert name in FAKES
 
 
-def test_backends_names_the_instruction_set_of_each_op():
-    with ops.force_cpu_capability("portable"):
-        assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, "portable")
+def test_backends_names_the_instruction_set_of_each_op(capability):
+    assert ops.cpu_capability() == capability
+    assert ops.backends("cpu") == dict.fromkeys(SCHEMAS, capability)
 
 
 def test_a_capability_that_the_machine_lacks_is_refused_by_name():
@@ -44,10 +44,10 @@ def test_the_environment_forces_a_capability():
 
 
 def test_the_reference_runs_only_when_asked_for():
-    code = "from quamba import ops; print(ops.cpu_capability())"
+    code = "from quamba import ops; print(ops.cpu_capability(), *set(ops.backends('cpu').values()))"
     env = {**os.environ, "QUAMBA_REFERENCE": "1"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert run.stdout.strip() == "reference"
+    assert run.stdout.split() == ["reference", "reference"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "warp-drive"])

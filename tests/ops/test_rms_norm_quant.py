@@ -30,3 +30,9 @@ def test_a_row_does_not_depend_on_its_neighbours(capability):
     x, scale = torch.randn(9, 50), torch.tensor(0.02)
     whole = ops.rms_norm_quant(x, 1e-5, scale)
     assert torch.equal(whole, torch.cat([ops.rms_norm_quant(row[None], 1e-5, scale) for row in x]))
+
+
+def test_it_is_rms_norm_then_quantize_bit_for_bit(capability):
+    """A token's result is the same whichever of the two ways a scheme takes."""
+    x, scale = torch.randn(9, 300) * 3, torch.tensor(0.02)
+    assert torch.equal(ops.rms_norm_quant(x, 1e-5, scale), ops.quantize(ops.rms_norm(x, 1e-5), scale))
