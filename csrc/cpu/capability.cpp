@@ -32,8 +32,7 @@ bool may_use_amx() { return false; }
 #endif
 
 // Best first; only what this machine can run.
-const std::vector<const Kernels*>& runnable() {
-  static const std::vector<const Kernels*> found = [] {
+std::vector<const Kernels*> find_runnable() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -42,11 +41,15 @@ const std::vector<const Kernels*>& runnable() {
     if (may_use_amx()) tables.push_back(&kernels_avx512_amx());
     tables.push_back(&kernels_avx512_vnni());
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kernels_avx2());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    tables.push_back(&kernels_avx2());
 #endif
   tables.push_back(&kernels_portable());
   return tables;
-  }();
+}
+
+const std::vector<const Kernels*>& runnable() {
+  static const std::vector<const Kernels*> found = find_runnable();
   return found;
 }
 

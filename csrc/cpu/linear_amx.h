@@ -151,7 +151,8 @@ inline void amx_w4a8_tile(const LinearArgs& args, Panel panel, int64_t row, Outp
   VecF y[kRowTiles * kTileRows][kBlocks] = {};
   Sums sums[2][2];
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * args.group_size, inputs = std::min(args.group_size, args.in - first);
+    const int64_t first = g * args.group_size, left = args.in - first;
+    const int64_t inputs = left < args.group_size ? left : args.group_size;
     zero_sums();
     multiply_tiles<false, kRowTiles, kBlocks>(x + first, args.x_stride, panel.data + first * 16, panel.block_bytes, step,
                                               (inputs + step - 1) / step);

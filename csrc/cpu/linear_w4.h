@@ -7,39 +7,48 @@
 // scale float16, zero uint8 [O / 16, G, 16]. Activations are padded with zeros to whole eights.
 
 struct GroupParameters {
-  VecF scale, zero;
+  PartF scale, zero;
 };
 
-QUAMBA_INLINE GroupParameters load_group(const LinearArgs& args, int64_t block, int64_t group) {
-  const int64_t at = (block * group_count(args) + group) * kLanes;
-  return {load_half(static_cast<const uint16_t*>(args.scale) + at), load_uint8(args.zero + at)};
+QUAMBA_INLINE GroupParameters load_group(const LinearArgs& args, int64_t block, int64_t group, int part = 0) {
+  const int64_t at = (block * group_count(args) + group) * kLanes + part * kPartLanes;
+  return {load_half_part(static_cast<const uint16_t*>(args.scale) + at), load_uint8_part(args.zero + at)};
 }
 
-// acc + the dot product of the four bytes of each lane of w, below 16, and x.
-QUAMBA_INLINE VecI dot_nibbles(VecI acc, VecI w, VecI x) {
+QUAMBA_INLINE PartI low_halves(PartI v) { return v & 0x0F0F0F0F; }
+QUAMBA_INLINE PartI high_halves(PartI v) { return (v >> 4) & 0x0F0F0F0F; }
+
+// The sum over a group of products of weights w, both quads of an eight, with activations x_low and x_high.
 #if defined(QUAMBA_AVX512_VNNI)
-  return (VecI)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
-#elif defined(QUAMBA_AVX2)
-  __m256i a[2], b[2], c[2];
-  std::memcpy(a, &w, sizeof(w));
-  std::memcpy(b, &x, sizeof(x));
-  std::memcpy(c, &acc, sizeof(acc));
-  for (int half = 0; half < 2; ++half)  // 2 * 15 * 128 does not saturate 16 bits
-    c[half] = _mm256_add_epi32(c[half], _mm256_madd_epi16(_mm256_maddubs_epi16(a[half], b[half]), _mm256_set1_epi16(1)));
-  std::memcpy(&acc, c, sizeof(acc));
-  return acc;
-#else
-  for (int shift = 24; shift >= 0; shift -= 8) acc += ((w << shift) >> 24) * ((x << shift) >> 24);
-  return acc;
-#endif
-}
+struct EightSum {
+  PartI low, high;  // two hide the latency of the products
 
-QUAMBA_INLINE VecI low_halves(VecI v) { return v & 0x0F0F0F0F; }
-QUAMBA_INLINE VecI high_halves(VecI v) { return (v >> 4) & 0x0F0F0F0F; }
+  QUAMBA_INLINE void add(PartI w, PartI x_low, PartI x_high) {
+    low = (PartI)_mm512_dpbusd_epi32((__m512i)low, (__m512i)low_halves(w), (__m512i)x_low);
+    high = (PartI)_mm512_dpbusd_epi32((__m512i)high, (__m512i)high_halves(w), (__m512i)x_high);
+  }
+  QUAMBA_INLINE PartI total() const { return low + high; }
+};
+#else
+struct EightSum {
+  PartI sum;
+
+  QUAMBA_INLINE void add(PartI w, PartI x_low, PartI x_high) {
+#if defined(QUAMBA_AVX2)  // 4 * 15 * 128 does not saturate 16 bits
+    const PartH low = (PartH)_mm256_maddubs_epi16((__m256i)low_halves(w), (__m256i)x_low);
+    const PartH high = (PartH)_mm256_maddubs_epi16((__m256i)high_halves(w), (__m256i)x_high);
+    sum += dot_pairs(low + high, PartH{} + 1);
+#else
+    sum = dot_quads(dot_quads(sum, x_low, low_halves(w)), x_high, high_halves(w));
+#endif
+  }
+  QUAMBA_INLINE PartI total() const { return sum; }
+};
+#endif
 
 // y + scale * (sum - zero * x_sum); the difference is exact.
-QUAMBA_INLINE VecF add_group(VecF y, GroupParameters group, VecF sum, float x_sum) {
-  return fma(group.scale, fma(-group.zero, broadcast(x_sum), sum), y);
+QUAMBA_INLINE PartF add_group(PartF y, GroupParameters group, PartF sum, float x_sum) {
+  return fma(group.scale, fma(-group.zero, broadcast_part(x_sum), sum), y);
 }
 
 QUAMBA_INLINE VecF finish_int4(const LinearArgs& args, VecF y, int64_t row) {
@@ -51,28 +60,31 @@ inline void w4a8_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
   const int64_t eights = (args.in + 7) / 8, groups = group_count(args), group_eights = args.group_size / 8;
   const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
   const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
-  VecF y[kRows] = {};
+  PartF y[kRows][kParts] = {};
   for (int64_t g = 0; g < groups; ++g) {
-    VecI low[kRows] = {}, high[kRows] = {};
+    EightSum sum[kRows][kParts] = {};
     const int64_t end = (g + 1) * group_eights < eights ? (g + 1) * group_eights : eights;
     for (int64_t e = g * group_eights; e < end; ++e) {
-      const VecI weight = load_tile(w + e * 64);
       if (kRows == 1) prefetch_weights(w + e * 64);
-      for (int r = 0; r < kRows; ++r) {
-        const int8_t* eight = x + r * args.x_stride + e * 8;
-        low[r] = dot_nibbles(low[r], low_halves(weight), broadcast_quad(eight));
-        high[r] = dot_nibbles(high[r], high_halves(weight), broadcast_quad(eight + 4));
+      QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+        const PartI weight = load_tile(w + e * 64, p);
+        QUAMBA_UNROLL for (int r = 0; r < kRows; ++r) {
+          const int8_t* eight = x + r * args.x_stride + e * 8;
+          sum[r][p].add(weight, broadcast_quad(eight), broadcast_quad(eight + 4));
+        }
       }
     }
-    const GroupParameters group = load_group(args, block.index, g);
-    for (int r = 0; r < kRows; ++r)
-      y[r] = add_group(y[r], group, to_float(low[r] + high[r]), args.x_sums[(row + r) * groups + g]);
+    QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+      const GroupParameters group = load_group(args, block.index, g, p);
+      QUAMBA_UNROLL for (int r = 0; r < kRows; ++r)
+        y[r][p] = add_group(y[r][p], group, to_float(sum[r][p].total()), args.x_sums[(row + r) * groups + g]);
+    }
   }
-  for (int r = 0; r < kRows; ++r) store_block(args.out, finish_int4(args, y[r], row + r), row + r, block);
+  for (int r = 0; r < kRows; ++r) store_block(args.out, finish_int4(args, join(y[r]), row + r), row + r, block);
 }
 
 inline void w4a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
-  for (; row + 8 <= args.rows; row += 8) w4a8_tile<8>(args, row, block);
+  for (; row + kMaxRows <= args.rows; row += kMaxRows) w4a8_tile<kMaxRows>(args, row, block);
   for (; row + 4 <= args.rows; row += 4) w4a8_tile<4>(args, row, block);
   for (; row < args.rows; ++row) w4a8_tile<1>(args, row, block);
 }
@@ -82,41 +94,45 @@ inline void linear_w4a8(const LinearArgs& args, int64_t begin, int64_t end) {
 }
 
 // The values 0..15 that the low four bits of each lane stand for.
-QUAMBA_INLINE VecF nibble_values(VecI v) {
+QUAMBA_INLINE PartF nibble_values(PartI v) {
 #if defined(QUAMBA_AVX512_VNNI)  // a lookup reads the low four bits of its index: no mask, no conversion
   const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return (VecF)_mm512_permutexvar_ps((__m512i)v, values);
+  return (PartF)_mm512_permutexvar_ps((__m512i)v, values);
 #else
   return to_float(v & 0xF);
 #endif
 }
 
 // Input k of an eight, of 16 outputs.
-QUAMBA_INLINE VecF eight_values(VecI eight, int k) { return nibble_values(eight >> ((k % 4) * 8 + (k / 4) * 4)); }
+QUAMBA_INLINE PartF eight_values(PartI eight, int k) { return nibble_values(eight >> ((k % 4) * 8 + (k / 4) * 4)); }
 
 template <int kRows>
 inline void w4a16_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
   const int64_t eights = (args.in + 7) / 8, groups = group_count(args), group_eights = args.group_size / 8;
   const float* x = static_cast<const float*>(args.x) + row * args.x_stride;
   const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
-  VecF y[kRows] = {};
+  PartF y[kRows][kParts] = {};
   for (int64_t g = 0; g < groups; ++g) {
-    VecF sum[kRows][4] = {};
     const int64_t end = (g + 1) * group_eights < eights ? (g + 1) * group_eights : eights;
-    for (int64_t e = g * group_eights; e < end; ++e) {
-      const VecI weight = load_tile(w + e * 64);
-      if (kRows == 1) prefetch_weights(w + e * 64);
-      for (int k = 0; k < 8; ++k) {
-        const VecF value = eight_values(weight, k);
-        for (int r = 0; r < kRows; ++r)
-          sum[r][k % 4] = fma(value, broadcast(x[r * args.x_stride + e * 8 + k]), sum[r][k % 4]);
+    QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+      PartF sum[kRows][4] = {};
+      for (int64_t e = g * group_eights; e < end; ++e) {
+        const PartI weight = load_tile(w + e * 64, p);
+        if (kRows == 1) prefetch_weights(w + e * 64);
+        QUAMBA_UNROLL for (int k = 0; k < 8; ++k) {
+          const PartF value = eight_values(weight, k);
+          QUAMBA_UNROLL for (int r = 0; r < kRows; ++r)
+            sum[r][k % 4] = fma(value, broadcast_part(x[r * args.x_stride + e * 8 + k]), sum[r][k % 4]);
+        }
+      }
+      const GroupParameters group = load_group(args, block.index, g, p);
+      QUAMBA_UNROLL for (int r = 0; r < kRows; ++r) {
+        const PartF total = (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]);
+        y[r][p] = add_group(y[r][p], group, total, args.x_sums[(row + r) * groups + g]);
       }
     }
-    const GroupParameters group = load_group(args, block.index, g);
-    for (int r = 0; r < kRows; ++r)
-      y[r] = add_group(y[r], group, (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]), args.x_sums[(row + r) * groups + g]);
   }
-  for (int r = 0; r < kRows; ++r) store_block(args.out, y[r], row + r, block);
+  for (int r = 0; r < kRows; ++r) store_block(args.out, join(y[r]), row + r, block);
 }
 
 inline void linear_w4a16(const LinearArgs& args, int64_t begin, int64_t end) {
@@ -130,11 +146,15 @@ inline void linear_w4a16(const LinearArgs& args, int64_t begin, int64_t end) {
 // The block's weights as floats, [I] rows of 16 outputs `stride` apart.
 inline void dequantize_w4(const LinearArgs& args, int64_t block, float* to, int64_t stride) {
   const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block * ((args.in + 7) / 8) * 64;
-  GroupParameters group{};
-  for (int64_t i = 0; i < args.in; ++i) {
-    if (i % args.group_size == 0) group = load_group(args, block, i / args.group_size);
-    const VecF value = eight_values(load_tile(w + i / 8 * 64), static_cast<int>(i % 8));
-    store(to + i * stride, (value - group.zero) * group.scale);
+  GroupParameters group[kParts] = {};
+  for (int64_t i = 0; i < args.in; ++i, to += stride) {
+    PartF values[kParts];
+    QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+      if (i % args.group_size == 0) group[p] = load_group(args, block, i / args.group_size, p);
+      const PartF value = eight_values(load_tile(w + i / 8 * 64, p), static_cast<int>(i % 8));
+      values[p] = (value - group[p].zero) * group[p].scale;
+    }
+    store(to, join(values));
   }
 }
 

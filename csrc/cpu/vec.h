@@ -73,36 +73,6 @@ QUAMBA_INLINE VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
 
 QUAMBA_INLINE VecF load(const int8_t* p, int count = kLanes) { return to_float(load_int(p, count)); }
 
-QUAMBA_INLINE VecF load_uint8(const uint8_t* p) {
-  typedef uint8_t Bytes __attribute__((vector_size(16)));
-  Bytes v;
-  std::memcpy(&v, p, sizeof(v));
-  return to_float(__builtin_convertvector(v, VecI));
-}
-
-// 16 float16 values.
-QUAMBA_INLINE VecF load_half(const uint16_t* p) {
-#if defined(QUAMBA_AVX512_VNNI)
-  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#else
-  typedef uint16_t Halves __attribute__((vector_size(32)));
-  Halves bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  const VecI half = __builtin_convertvector(bits, VecI), magnitude = half & 0x7FFF;
-  // the exponent of a normal number moves by 112; a subnormal one is its bits times 2^-24
-  const VecI normal = (magnitude << 13) + (112 << 23), special = (magnitude << 13) | 0x7F800000;
-  const VecF subnormal = to_float(magnitude) * 0x1p-24f;
-  VecI subnormal_bits;
-  std::memcpy(&subnormal_bits, &subnormal, sizeof(subnormal));
-  VecI value = (magnitude < 0x0400) ? subnormal_bits : normal;
-  value = (magnitude >= 0x7C00) ? special : value;
-  value |= (half & 0x8000) << 16;
-  VecF result;
-  std::memcpy(&result, &value, sizeof(result));
-  return result;
-#endif
-}
-
 QUAMBA_INLINE void store(float* p, VecF v, int count = kLanes) {
   if (count == kLanes) std::memcpy(p, &v, sizeof(v));
   else std::memcpy(p, &v, sizeof(float) * static_cast<size_t>(count));
@@ -234,4 +204,67 @@ QUAMBA_INLINE VecF softplus(VecF x) {
   VecF p = broadcast(1.0f / 17);
   for (int odd = 15; odd > 0; odd -= 2) p = fma(p, s2, broadcast(1.0f / static_cast<float>(odd)));
   return positive + s * p * 2.0f;
+}
+
+// What one register holds of a VecF or VecI: kParts parts make one. Sums that stay in registers over a whole loop are
+// declared as parts, because GCC keeps a value of several registers in memory.
+#if defined(QUAMBA_AVX512_VNNI)
+constexpr int kPartLanes = 16;
+#elif defined(QUAMBA_AVX2)
+constexpr int kPartLanes = 8;
+#else
+constexpr int kPartLanes = 4;
+#endif
+constexpr int kParts = kLanes / kPartLanes;
+
+typedef float PartF __attribute__((vector_size(4 * kPartLanes)));
+typedef int32_t PartI __attribute__((vector_size(4 * kPartLanes)));
+
+// Before a loop over rows, blocks or parts: arrays of parts are registers only where every index is a constant.
+#define QUAMBA_UNROLL _Pragma("GCC unroll 16")
+
+#if !defined(QUAMBA_AVX512_VNNI)  // where a part is the whole, these are those of VecF
+QUAMBA_INLINE PartF fma(PartF a, PartF b, PartF c) {
+#if defined(QUAMBA_AVX2)
+  return (PartF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+QUAMBA_INLINE PartF to_float(PartI v) { return __builtin_convertvector(v, PartF); }
+#endif
+
+QUAMBA_INLINE PartF broadcast_part(float value) { return value - PartF{}; }
+
+template <typename T, typename Element>
+QUAMBA_INLINE T load_as(const Element* p) {
+  T v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+QUAMBA_INLINE VecF join(const PartF (&parts)[kParts]) { return load_as<VecF>(parts); }
+QUAMBA_INLINE VecI join(const PartI (&parts)[kParts]) { return load_as<VecI>(parts); }
+
+QUAMBA_INLINE PartF load_uint8_part(const uint8_t* p) {
+  typedef uint8_t Bytes __attribute__((vector_size(kPartLanes)));
+  return to_float(__builtin_convertvector(load_as<Bytes>(p), PartI));
+}
+
+// float16 values of a part.
+QUAMBA_INLINE PartF load_half_part(const uint16_t* p) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (PartF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(QUAMBA_AVX2)
+  return (PartF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  typedef uint16_t Halves __attribute__((vector_size(2 * kPartLanes)));
+  const PartI half = __builtin_convertvector(load_as<Halves>(p), PartI), magnitude = half & 0x7FFF;
+  // the exponent of a normal number moves by 112; a subnormal one is its bits times 2^-24
+  const PartI normal = (magnitude << 13) + (112 << 23), special = (magnitude << 13) | 0x7F800000;
+  PartI value = (magnitude < 0x0400) ? (PartI)(to_float(magnitude) * 0x1p-24f) : normal;
+  value = (magnitude >= 0x7C00) ? special : value;
+  return (PartF)(value | (half & 0x8000) << 16);
+#endif
 }
