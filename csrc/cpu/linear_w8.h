@@ -118,8 +118,8 @@ inline void w8a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
 // Outputs [begin, end) of every row.
 inline void linear_w8a8(const LinearArgs& args, int64_t begin, int64_t end) {
   OutputBlock block = first_block(begin, end);
-  for (; block.more() > 1; block = block.after(2)) w8a8_rows<2>(args, block, 0);
-  if (block.more()) w8a8_rows<1>(args, block, 0);
+  for (; args.rows > 1 && block.more() > 1; block = block.after(2)) w8a8_rows<2>(args, block, 0);
+  for (; block.more(); block = block.after(1)) w8a8_rows<1>(args, block, 0);
 }
 
 // Input k of a quad, of the outputs of a part.
