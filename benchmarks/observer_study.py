@@ -6,7 +6,7 @@ Taps are quantized in a float model (weights float) unless a part is called `int
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in main.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
 
 import argparse
 import dataclasses

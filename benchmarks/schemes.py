@@ -7,7 +7,7 @@ Weights are rounded to nearest, observers are the defaults; every scheme is meas
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in main.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
 
 import argparse
 import sys

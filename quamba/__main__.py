@@ -2,8 +2,8 @@
 
 import os
 
-# before torch is imported, as in main.py: a thread that waits gives up its core
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# before torch is imported, as in main.py: a thread that waits spins only for a moment
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
 import logging

@@ -8,7 +8,7 @@ from .activations import tap_name
 from .errors import QuambaError
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.mamba1 import TAPS, Mamba1Mixer, QuantMamba1Mixer, static_taps
-from .nn.norm import PassThroughNorm
+from .nn.norm import FinalNorm, PassThroughNorm
 from .ops.schemas import MAX_CONV_WIDTH
 from .scheme import STATIC, QuantizationRecipe
 from .transforms import untie_embedding
@@ -91,6 +91,11 @@ def _swap_embedding_and_head(model: nn.Module, recipe: QuantizationRecipe, empty
         model.lm_head = head
 
 
+def _swap_final_norm(model: nn.Module) -> None:
+    norm = model.backbone.norm_f
+    model.backbone.norm_f = FinalNorm(norm.weight, norm.variance_epsilon)
+
+
 def convert(model: nn.Module, recipe: QuantizationRecipe, scales: dict[str, Tensor]) -> None:
     """Replaces the float modules of a transformed, calibrated model by quantized ones, layer by layer, in place.
 
@@ -100,6 +105,7 @@ def convert(model: nn.Module, recipe: QuantizationRecipe, scales: dict[str, Tens
         layer_scales = {tap: scales[tap_name(layer_idx, tap)] for tap in static_taps(recipe.scheme.act)}
         layer.mixer = QuantMamba1Mixer.from_float(model.config, layer.mixer, recipe.scheme, layer_scales)
         layer.norm = PassThroughNorm()
+    _swap_final_norm(model)
     _swap_embedding_and_head(model, recipe, empty=False)
     if HEAD_TAP in static_tap_names(model, recipe):
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
@@ -114,3 +120,4 @@ def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:
         _swap_embedding_and_head(model, recipe, empty=True)
     for layer in model.backbone.layers:
         layer.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill
+    _swap_final_norm(model)

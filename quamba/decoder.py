@@ -36,7 +36,8 @@ class Decoder:
         self._blocks: Mamba1Step | None = None
         if all(isinstance(mixer, QuantModule) for mixer in mixers):
             place_weights(model)
-            self._blocks = Mamba1Step(mixers)
+            head = model.lm_head if isinstance(model.lm_head, QuantModule) else None
+            self._blocks = Mamba1Step(mixers, model.backbone.norm_f, head)
         else:
             install_float_mixers(model)
         self.model = model
@@ -80,8 +81,8 @@ class Decoder:
         hidden = backbone.embeddings(ids).float()  # [B, H]
         layers = self._cache.layers
         conv_states = [layer.conv_states[0] for layer in layers]
-        self._blocks(hidden, conv_states, [layer.recurrent_states[0] for layer in layers])
-        return self._logits(backbone.norm_f(hidden))
+        logits = self._blocks(hidden, conv_states, [layer.recurrent_states[0] for layer in layers])
+        return self._logits(backbone.norm_f(hidden)) if logits is None else logits
 
     @torch.inference_mode()
     def _forward(self, input_ids: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def test_only_the_last_position_goes_through_the_head(model, tokens):
     decoder.prefill(tokens)
     decoder.step(tokens[:, 0])
     hook.remove()
-    assert rows == [2, 2]  # one for each sequence
+    # one row for each sequence; a quantized step computes the head in its own op
+    assert rows == ([2, 2] if isinstance(model.lm_head, torch.nn.Linear) else [2])
 
 
 def test_reset_forgets_the_sequences_and_their_number(model, tokens):

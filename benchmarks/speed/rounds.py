@@ -9,7 +9,9 @@ from .shapes import Case, Shape
 from .systems import System
 from .worker import Worker, WorkerError
 
-WARM_UP_PROMPT, WARM_UP_STEPS = 32, 2
+# before every measurement: a processor that was idle, with other systems' data in its caches, takes a tenth of a second
+# to come up to speed, which would count as much as a short prompt
+WARM_UP_PROMPT, WARM_UP_STEPS, WARM_UP_S = 32, 2, 0.3
 PAUSE_S = 0.05  # between systems: the threads of the last one go to sleep
 
 Advance = Callable[[str], None]
@@ -78,6 +80,7 @@ def measure_case(workers: Workers, case: Case, rounds: int, done: set[tuple], ad
         for system in order[turn:] + order[:turn]:
             time.sleep(PAUSE_S)
             advance(f"{case.shape}, batch {case.batch}, prompt {case.prompt}: {system.name}")
+            _warm_up(workers, system, samples, warm_up)
             _ask(workers, system, samples, {"batch": case.batch, "prompt": case.prompt, "steps": steps})
     return [
         rows.case_row(
@@ -86,6 +89,13 @@ def measure_case(workers: Workers, case: Case, rounds: int, done: set[tuple], ad
         for system, taken in samples.items()
         if len(taken) == rounds
     ]
+
+
+def _warm_up(workers: Workers, system: System, samples: dict[System, list[dict]], request: dict) -> None:
+    end = time.perf_counter() + WARM_UP_S
+    discarded = {**samples, system: []} if system in samples else {}
+    while system in discarded and system in workers.running and time.perf_counter() < end:
+        _ask(workers, system, discarded, request)
 
 
 def _ask(workers: Workers, system: System, samples: dict[System, list[dict]], request: dict) -> None:

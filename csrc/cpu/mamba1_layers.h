@@ -34,6 +34,14 @@ struct Layer {
   float* ssm_state;
 };
 
+// The final norm and the head, and where the logits go.
+struct Head {
+  LinearWeights weights;
+  const float* norm_weight;  // [H]
+  const float* in_scale;     // one value; null: dynamic scales or float activations
+  float* logits;             // [B, V]
+};
+
 inline const float* slot_floats(const std::optional<at::Tensor>& t, at::IntArrayRef shape, const char* name) {
   if (!t.has_value()) return nullptr;
   check_dtype(*t, at::kFloat, name);
@@ -103,6 +111,22 @@ inline Layer read_layer(const std::optional<at::Tensor>* slots, const Shape& s, 
   layer.ssm_state = static_cast<float*>(
       state_data(ssm_state, at::kFloat, {s.batch, s.channels, s.d_state}, "ssm_state"));
   return layer;
+}
+
+// head: weight, scale, zero, input scale; logits float32 [B, V].
+inline Head read_head(const std::vector<std::optional<at::Tensor>>& slots, const at::Tensor& norm_weight,
+                      const at::Tensor& logits, const Shape& s, int64_t group_size) {
+  TORCH_CHECK_VALUE(slots.size() == 4 && slots[0].has_value() && slots[1].has_value(),
+                    "head must be weight, scale, zero and input scale");
+  check_dtype(logits, at::kFloat, "logits");
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(0) == s.batch && logits.is_contiguous(),
+                    "logits must be [B, V] and contiguous, got ", logits.sizes());
+  Head head{};
+  head.weights = linear_weights(*slots[0], *slots[1], slots[2], s.hidden, logits.size(1), group_size, "head");
+  head.norm_weight = slot_floats(norm_weight, {s.hidden}, "norm_weight");
+  head.in_scale = slot_floats(slots[3], {}, "head's input scale");
+  head.logits = logits.mutable_data_ptr<float>();
+  return head;
 }
 
 }  // namespace quamba::cpu

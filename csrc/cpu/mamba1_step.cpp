@@ -1,4 +1,4 @@
-// mamba1_step: one token through all Mamba blocks as one op. It calls the kernels that the unfused ops call, on the
+// mamba1_step: one token through all Mamba blocks, and the head where it is quantized, as one op. It calls the kernels that the unfused ops call, on the
 // same numbers in the same order, so that a token's result does not depend on which path computed it.
 //
 // Dims: B batch rows, H hidden, D d_inner, N d_state, R dt_rank, K conv width. T: int8_t, or float at a_bits 16.
@@ -29,8 +29,9 @@ inline auto scan_kernel(float) { return kernels().selective_scan_float; }
 template <typename T>
 class Step {
  public:
-  Step(float* hidden, std::vector<Layer> layers, const Shape& shape, const at::Tensor& base, float eps, bool dynamic)
-      : s_(shape), hidden_(hidden), layers_(std::move(layers)), base_(base.const_data_ptr<float>()),
+  Step(float* hidden, std::vector<Layer> layers, const std::optional<Head>& head, const Shape& shape,
+       const at::Tensor& base, float eps, bool dynamic)
+      : s_(shape), hidden_(hidden), layers_(std::move(layers)), head_(head), base_(base.const_data_ptr<float>()),
         base_size_(base.size(0)), eps_(eps), dynamic_(dynamic), input_(make_rows()), input_scale_(s_.batch),
         xz_(s_.batch * 2 * s_.channels), x_(s_.batch * s_.channels), dt_B_C_(s_.batch * dt_B_C()),
         dt_(s_.batch * s_.channels), y_(s_.batch * s_.channels), delta_(s_.batch * s_.hidden),
@@ -86,50 +87,54 @@ class Step {
       add_output(layer, hidden, own);
       barrier.wait();
     }
+    if (!head_) return;
+    normalize_for_head(rows, own);
+    barrier.wait();
+    predict(outputs(head_->weights.out), own);
   }
 
-  void multiply(const LinearRows<T>& rows, const StepLinear& linear, const LinearOutput& out, Range range,
+  void multiply(const LinearRows<T>& rows, const LinearWeights& weights, const LinearOutput& out, Range range,
                 Private& own) const {
-    const LinearArgs args = rows.args(linear.weights, s_.batch, out, own.scratch.data());
-    if (range.begin < range.end) linear_kernel<T>(linear.weights)(args, range.begin, range.end);
+    const LinearArgs args = rows.args(weights, s_.batch, out, own.scratch.data());
+    if (range.begin < range.end) linear_kernel<T>(weights)(args, range.begin, range.end);
   }
 
-  // `row` as the input of in_proj or out_proj: quantized with the tap's scale, with one of its own, or float.
-  void lay_out_row(const Layer& layer, const StepLinear& linear, Tap tap, const float* row, int64_t r, Private& own) {
+  // `row` as the input of in_proj, out_proj or the head: quantized with the static scale, with one of its own, or float.
+  void lay_out_row(const LinearWeights& weights, const float* scale, const float* row, int64_t r, Private& own) {
     if constexpr (kFloat) {
-      input_.lay_out(linear.weights, row, r);
+      input_.lay_out(weights, row, r);
     } else {
-      const int64_t in = linear.weights.in;
-      if (dynamic_) input_scale_[r] = kernels().quantize_per_token(row, in, own.quantized.data());
-      else kernels().quantize(row, layer.taps[tap], own.quantized.data(), in);
-      input_.lay_out(linear.weights, own.quantized.data(), r);
+      if (dynamic_) input_scale_[r] = kernels().quantize_per_token(row, weights.in, own.quantized.data());
+      else kernels().quantize(row, *scale, own.quantized.data(), weights.in);
+      input_.lay_out(weights, own.quantized.data(), r);
     }
   }
 
-  // The scale of those rows.
-  LinearOutput with_input_scale(const Layer& layer, Tap tap) const {
+  // What becomes of the outputs for those rows.
+  LinearOutput output(const float* scale, const float* bias, void* to, int64_t stride) const {
     LinearOutput out{};
-    if (kFloat) return out;
-    out.x_scale = dynamic_ ? input_scale_.data() : layer.taps + tap;
+    if (!kFloat) out.x_scale = dynamic_ ? input_scale_.data() : scale;
     out.x_scale_stride = dynamic_ ? 1 : 0;
+    out.bias = bias;
+    out.to = to;
+    out.stride = stride;
     return out;
   }
+
+  const float* scale(const Layer& layer, Tap tap) const { return kFloat ? nullptr : layer.taps + tap; }
 
   void normalize(const Layer& layer, Range rows, Private& own) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       kernels().rms_norm(hidden_ + r * s_.hidden, s_.hidden, eps_, own.row.data());
-      lay_out_row(layer, layer.in_proj, kIn, own.row.data(), r, own);
+      lay_out_row(layer.in_proj.weights, scale(layer, kIn), own.row.data(), r, own);
     }
   }
 
   void project_and_convolve(const Layer& layer, Range channels, Private& own) {
-    LinearOutput out = with_input_scale(layer, kIn);
-    out.bias = layer.in_proj.bias;
+    LinearOutput out = output(scale(layer, kIn), layer.in_proj.bias, xz_.data(), 2 * s_.channels);
     out.out_scale = layer.in_proj_out_scale;
-    out.to = xz_.data();
-    out.stride = 2 * s_.channels;
-    multiply(input_, layer.in_proj, out, channels, own);  // x
-    multiply(input_, layer.in_proj, out, {s_.channels + channels.begin, s_.channels + channels.end}, own);  // z
+    multiply(input_, layer.in_proj.weights, out, channels, own);  // x
+    multiply(input_, layer.in_proj.weights, out, {s_.channels + channels.begin, s_.channels + channels.end}, own);  // z
     for (int64_t r = 0; r < s_.batch; ++r) {
       ConvArgs<T> args{};
       args.x = xz_.data() + r * 2 * s_.channels;
@@ -157,7 +162,7 @@ class Step {
     out.out_scale = layer.x_proj_out_scale;
     out.to = dt_B_C_.data();
     out.stride = dt_B_C();
-    multiply(own.input, layer.x_proj, out, range, own);
+    multiply(own.input, layer.x_proj.weights, out, range, own);
   }
 
   void scan(const Layer& layer, Range channels, Private& own) {
@@ -167,7 +172,7 @@ class Step {
     out.bias = layer.dt_proj.bias;
     out.to = dt_.data();
     out.stride = s_.channels;
-    multiply(own.input, layer.dt_proj, out, channels, own);
+    multiply(own.input, layer.dt_proj.weights, out, channels, own);
     for (int64_t r = 0; r < s_.batch; ++r) {
       const T* B = dt_B_C_.data() + r * dt_B_C() + s_.dt_rank;
       for (int64_t n = 0; n < s_.d_state; ++n) {
@@ -197,23 +202,34 @@ class Step {
   void rotate(const Layer& layer, Range rows, Private& own) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       kernels().hadamard(y_.data() + r * s_.channels, s_.channels, base_, base_size_, own.row.data());
-      lay_out_row(layer, layer.out_proj, kOut, own.row.data(), r, own);
+      lay_out_row(layer.out_proj.weights, scale(layer, kOut), own.row.data(), r, own);
     }
   }
 
   void add_output(const Layer& layer, Range range, Private& own) {
-    LinearOutput out = with_input_scale(layer, kOut);
-    out.bias = layer.out_proj.bias;
-    out.to = delta_.data();
-    out.stride = s_.hidden;
-    multiply(input_, layer.out_proj, out, range, own);
+    const LinearOutput out = output(scale(layer, kOut), layer.out_proj.bias, delta_.data(), s_.hidden);
+    multiply(input_, layer.out_proj.weights, out, range, own);
     for (int64_t r = 0; r < s_.batch; ++r)
       for (int64_t o = range.begin; o < range.end; ++o) hidden_[r * s_.hidden + o] += delta_[r * s_.hidden + o];
+  }
+
+  void normalize_for_head(Range rows, Private& own) {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      kernels().rms_norm(hidden_ + r * s_.hidden, s_.hidden, eps_, own.row.data());
+      for (int64_t i = 0; i < s_.hidden; ++i) own.row[i] *= head_->norm_weight[i];
+      lay_out_row(head_->weights, head_->in_scale, own.row.data(), r, own);
+    }
+  }
+
+  void predict(Range range, Private& own) {
+    const LinearOutput out = output(head_->in_scale, nullptr, head_->logits, head_->weights.out);
+    multiply(input_, head_->weights, out, range, own);
   }
 
   const Shape s_;
   float* const hidden_;  // [B, H]
   const std::vector<Layer> layers_;
+  const std::optional<Head> head_;
   const float* const base_;
   const int64_t base_size_;
   const float eps_;
@@ -227,7 +243,8 @@ class Step {
 };
 
 void mamba1_step(at::Tensor& hidden, const Slots& layers, at::TensorList conv_states, at::TensorList ssm_states,
-                 const at::Tensor& base, int64_t dt_rank, double eps, int64_t group_size, bool dynamic) {
+                 const at::Tensor& base, int64_t dt_rank, double eps, int64_t group_size, bool dynamic,
+                 const std::optional<at::Tensor>& norm_weight, const Slots& head, std::optional<at::Tensor> logits) {
   const size_t count = conv_states.size();
   TORCH_CHECK_VALUE(count > 0 && ssm_states.size() == count && layers.size() == count * kSlots, "layers must be ",
                     int(kSlots), " slots for each of the ", count, " conv_states and ssm_states, got ", layers.size());
@@ -243,9 +260,15 @@ void mamba1_step(at::Tensor& hidden, const Slots& layers, at::TensorList conv_st
   for (size_t i = 0; i < count; ++i)
     views.push_back(read_layer(slots.data() + i * kSlots, shape, conv_states[i], ssm_states[i], group_size,
                                float_activations));
+  std::optional<Head> last;
+  if (logits.has_value()) {
+    TORCH_CHECK_VALUE(norm_weight.has_value(), "logits need norm_weight");
+    last = read_head(head.vec(), *norm_weight, *logits, shape, group_size);
+    TORCH_CHECK_VALUE(float_activations || dynamic || last->in_scale, "static scales need the head's input scale");
+  }
   float* data = hidden.mutable_data_ptr<float>();
-  if (float_activations) Step<float>(data, std::move(views), shape, base, eps, dynamic).run();
-  else Step<int8_t>(data, std::move(views), shape, base, eps, dynamic).run();
+  if (float_activations) Step<float>(data, std::move(views), last, shape, base, eps, dynamic).run();
+  else Step<int8_t>(data, std::move(views), last, shape, base, eps, dynamic).run();
 }
 
 }  // namespace

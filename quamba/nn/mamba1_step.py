@@ -10,8 +10,10 @@ from .. import ops
 from ..hadamard import base_on
 from ..ops.schemas import STEP_LINEARS
 from ..scheme import DEFAULT_GROUP_SIZE, DYNAMIC, FLOAT
+from .embedding import QuantHead
 from .linear import QuantLinear
 from .mamba1 import TAPS, QuantMamba1Mixer
+from .norm import FinalNorm
 
 
 def _linear_slots(linear: QuantLinear) -> list[Tensor | None]:
@@ -33,26 +35,29 @@ def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
 
 
 class Mamba1Step:
-    """The blocks of a quantized Mamba for one token at a time, on the recurrent states that a prefill left."""
+    """A quantized Mamba for one token at a time, on the recurrent states that a prefill left: its blocks, and with
+    `norm` and `head` the final norm and the quantized head too."""
 
-    def __init__(self, mixers: list[QuantMamba1Mixer]):
+    def __init__(self, mixers: list[QuantMamba1Mixer], norm: FinalNorm | None = None, head: QuantHead | None = None):
         first = mixers[0]
         self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
         self.base = base_on(first.d_inner, first.A.device)
-        self.dt_rank, self.eps = first.dt_rank, first.eps
-        self.group_size = first.scheme.weight.group_size or DEFAULT_GROUP_SIZE  # not read with int8 weights
+        self.sizes = (first.dt_rank, first.eps, first.scheme.weight.group_size or DEFAULT_GROUP_SIZE)
         self.dynamic = first.scheme.act == DYNAMIC
+        self.norm_weight, self.head, self.vocab_size = None, [], 0
+        if head is not None:
+            head.table.tile()
+            table = head.table
+            self.norm_weight = norm.weight.detach().float()  # [H]
+            self.head = [table.weight, table.weight_scale, table.weight_zero, head.head_in_scale]
+            self.vocab_size = table.out_features
 
-    def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> None:
-        """hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of every layer: updated in place."""
-        ops.mamba1_step(
-            hidden,
-            self.slots,
-            conv_states,
-            ssm_states,
-            self.base,
-            self.dt_rank,
-            self.eps,
-            self.group_size,
-            self.dynamic,
-        )
+    def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> Tensor | None:
+        """hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of every layer: updated in place.
+
+        Returns float32 logits [B, V] where there is a head.
+        """
+        logits = hidden.new_empty(len(hidden), self.vocab_size) if self.head else None
+        states = (hidden, self.slots, conv_states, ssm_states)
+        ops.mamba1_step(*states, self.base, *self.sizes, self.dynamic, self.norm_weight, self.head, logits)
+        return logits

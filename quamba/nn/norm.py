@@ -1,8 +1,9 @@
-"""What stands in a block's norm slot once normalisation and quantization are one op of the mixer."""
+"""What stands in the norm slots of a quantized model. Dims: H hidden."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import ops
 from .module import QuantModule
 
 
@@ -15,3 +16,15 @@ class PassThroughNorm(QuantModule):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states
+
+
+class FinalNorm(nn.Module):
+    """The norm before the head, on the op that a decoding step computes it with: the same bits either way."""
+
+    def __init__(self, weight: nn.Parameter, eps: float):
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """float [..., H] -> float32 [..., H]."""
+        return ops.rms_norm(hidden_states, self.eps) * self.weight.float()

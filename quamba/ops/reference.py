@@ -271,12 +271,23 @@ def mamba1_step(
     eps: float,
     group_size: int,
     dynamic: bool,
+    norm_weight: Tensor | None,
+    head: list[Tensor | None],
+    logits: Tensor | None,
 ) -> None:
     sizes = _StepSizes(hidden.shape[1], dt_rank, eps, group_size, dynamic)
     for index, (conv_state, ssm_state) in enumerate(zip(conv_states, ssm_states, strict=True)):
         slots = layers[index * len(STEP_SLOTS) : (index + 1) * len(STEP_SLOTS)]
         layer = dict(zip(STEP_SLOTS, slots, strict=True))
         hidden += _step_layer(hidden, layer, conv_state, ssm_state, base, sizes)
+    if logits is None:
+        return
+    weight, scale, zero, x_scale = head
+    x = rms_norm(hidden, eps) * norm_weight
+    if layers[STEP_SLOTS.index("tap_scales")] is not None:
+        x, x_scale = quantize_per_token(x) if dynamic else (quantize(x, x_scale), x_scale)
+    parts = {"head.weight": weight, "head.scale": scale, "head.zero": zero, "head.bias": None}
+    logits.copy_(_step_linear(parts, "head", x, x_scale, logits.shape[1], group_size))
 
 
 def magnitude_histogram(x: Tensor, counts: Tensor, sums: Tensor, first_bin: int, mantissa_bits: int) -> None:

@@ -68,10 +68,12 @@ SCHEMAS = {
         "(Tensor ids, Tensor weight, Tensor scale, Tensor zero, int hidden, int vocab, int group_size) -> Tensor"
     ),
     # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
-    # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token
+    # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token.
+    # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale
     "mamba1_step": (
         "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
-        "int dt_rank, float eps, int group_size, bool dynamic) -> ()"
+        "int dt_rank, float eps, int group_size, bool dynamic, Tensor? norm_weight, Tensor?[] head, "
+        "Tensor(d!)? logits) -> ()"
     ),
     # counts int64 [n], sums float64 [n] of |x| by bin (float32 bits of |x| >> (23 - mantissa_bits)) - first_bin
     "magnitude_histogram": ("(Tensor x, Tensor(a!) counts, Tensor(b!) sums, int first_bin, int mantissa_bits) -> ()"),

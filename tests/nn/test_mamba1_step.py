@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from quamba import ops
 from quamba.nn.mamba1_step import Mamba1Step
 from quamba.ops import reference
-from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
+from tests.scheme_variants import TABLES, VARIANTS, calibrates, quantize_variant
 
 OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"state_size": 16}]
 
@@ -70,11 +70,30 @@ def test_a_step_matches_the_reference(tiny_mamba, tokens, capability, variant):
     hidden = torch.randn(len(tokens), model.config.hidden_size)
     expected = hidden.clone()
     step(hidden, *states(caches[0]))
-    arguments = (step.slots, *states(caches[1]), step.base, step.dt_rank, step.eps, step.group_size, step.dynamic)
+    arguments = (step.slots, *states(caches[1]), step.base, *step.sizes, step.dynamic, None, [], None)
     reference.mamba1_step(expected, *arguments)
     tolerance = {"rtol": 1e-2, "atol": 2e-2} if calibrates(variant) else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(hidden, expected, **tolerance)
     torch.testing.assert_close(states(caches[0])[1], states(caches[1])[1], **tolerance)
+
+
+@pytest.mark.parametrize("tables", ["both 8", "both 4", "untied", "head"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_with_the_head_it_gives_the_models_logits(tiny_mamba, tokens, capability, variant, tables):
+    """Bit for bit, and the reference's within the tolerance above."""
+    options = TABLES[tables] | ({"observer": "all=minmax"} if calibrates(variant) else {})
+    model = quantize_variant(tiny_mamba(), variant, **options)
+    separate, fused = prefilled(model, tokens), prefilled(model, tokens)
+    step, slow = Mamba1Step(mixers(model), model.backbone.norm_f, model.lm_head), prefilled(model, tokens)
+    expected = model(tokens[:, :1], cache_params=separate, use_cache=True).logits[:, 0]
+    hidden = model.backbone.embeddings(tokens[:, 0]).float()
+    by_reference, copy = torch.empty_like(expected), hidden.clone()
+    assert torch.equal(step(hidden, *states(fused)), expected)
+    arguments = (step.slots, *states(slow), step.base, *step.sizes, step.dynamic, step.norm_weight, step.head)
+    reference.mamba1_step(copy, *arguments, by_reference)
+    difference = (by_reference - expected).norm() / expected.norm()
+    assert difference < (2e-2 if calibrates(variant) else 1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -103,7 +122,7 @@ def test_misfitting_arguments_are_refused_by_name(tiny_mamba, tokens):
     hidden = torch.randn(2, 32)
 
     def run(hidden=hidden, slots=step.slots, conv=conv, ssm=ssm):
-        ops.mamba1_step(hidden, slots, conv, ssm, step.base, step.dt_rank, step.eps, step.group_size, step.dynamic)
+        ops.mamba1_step(hidden, slots, conv, ssm, step.base, *step.sizes, step.dynamic, None, [], None)
 
     with pytest.raises(ValueError, match="slots for each of the 1 conv_states"):
         run(conv=conv[:1])

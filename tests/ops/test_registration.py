@@ -88,7 +88,7 @@ def _step_arguments(base: torch.Tensor) -> tuple:
         slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
     slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
     conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
-    return torch.randn(B, H), [*slots.values()] * 2, conv_states, ssm_states, base, R, 1e-5, 32, False
+    return torch.randn(B, H), [*slots.values()] * 2, conv_states, ssm_states, base, R, 1e-5, 32, False, None, [], None
 
 
 def _arguments() -> dict[str, tuple]:
