@@ -2,8 +2,8 @@
 
 import os
 
-# before torch is imported: a thread that waits spins for some ten microseconds, then gives up its core. Sleeping at once
-# costs short ops a third of their speed, spinning on costs a busy machine's other processes the core.
+# before torch is imported: a thread that waits spins for some ten microseconds, then gives up its core. To sleep at
+# once costs short ops a third of their speed, to spin on takes the core from a busy machine's other processes.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse

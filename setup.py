@@ -16,8 +16,14 @@ setup(
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
             # -ffp-contract=off: kernels spell their fused multiply-adds, see vec.h
             extra_compile_args=[
-                "-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Werror=return-type", "-Wno-psabi"
-            ],  # fmt: skip
+                "-O3",
+                "-fopenmp",
+                "-fno-math-errno",
+                "-ffp-contract=off",
+                "-Wall",
+                "-Werror=return-type",
+                "-Wno-psabi",
+            ],
         )
     ],
     cmdclass={"build_ext": BuildExtension},

@@ -1,5 +1,6 @@
-// Prefill with AMX: tiles of 16 rows by 16 outputs, 64 inputs a step. The integers are exact and the float operations on
-// them are those of linear_w8.h and linear_w4.h, so the results are theirs bit for bit. Rows that fill no tile go there.
+// Prefill with AMX: tiles of 16 rows by 16 outputs, 64 inputs a step. The integers are exact and the float operations
+// on them are those of linear_w8.h and linear_w4.h, so the results are theirs bit for bit. Rows that fill no tile go
+// there.
 //
 // A tile of activations is 16 rows as they lie, one of weights the 16 quads by 16 outputs that a block stores in a row.
 
@@ -37,10 +38,10 @@ QUAMBA_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
-// sums += activations x weights over `steps` steps. Unsigned activations by signed weights (int8), or signed by unsigned.
+// sums += activations x weights over `steps` steps; unsigned by signed numbers (int8 weights), or signed by unsigned.
 template <bool kInt8, int kRowTiles, int kBlocks>
-QUAMBA_INLINE void multiply_tiles(const int8_t* x, int64_t x_stride, const uint8_t* w, int64_t block_bytes, int64_t step,
-                                  int64_t steps) {
+QUAMBA_INLINE void multiply_tiles(const int8_t* x, int64_t x_stride, const uint8_t* w, int64_t block_bytes,
+                                  int64_t step, int64_t steps) {
   for (int64_t s = 0; s < steps; ++s, x += step, w += step * 16) {
     _tile_loadd(4, x, x_stride);
     _tile_loadd(6, w, 64);
@@ -117,8 +118,10 @@ inline void amx_w8a8_tile(const LinearArgs& args, Panel panel, const VecI* flipp
   store_sums<kRowTiles, kBlocks>(sums);
   for (int i = 0; i < kRowTiles; ++i)
     for (int b = 0; b < kBlocks; ++b)
-      for (int r = 0; r < kTileRows; ++r)
-        finish_w8a8(args, load_tile(sums[i][b].of[r]) - kSignFlip * flipped[b], row + i * kTileRows + r, block.after(b));
+      for (int r = 0; r < kTileRows; ++r) {
+        const VecI sum = load_tile(sums[i][b].of[r]) - kSignFlip * flipped[b];
+        finish_w8a8(args, sum, row + i * kTileRows + r, block.after(b));
+      }
 }
 
 template <int kBlocks>
@@ -154,8 +157,8 @@ inline void amx_w4a8_tile(const LinearArgs& args, Panel panel, int64_t row, Outp
     const int64_t first = g * args.group_size, left = args.in - first;
     const int64_t inputs = left < args.group_size ? left : args.group_size;
     zero_sums();
-    multiply_tiles<false, kRowTiles, kBlocks>(x + first, args.x_stride, panel.data + first * 16, panel.block_bytes, step,
-                                              (inputs + step - 1) / step);
+    multiply_tiles<false, kRowTiles, kBlocks>(x + first, args.x_stride, panel.data + first * 16, panel.block_bytes,
+                                              step, (inputs + step - 1) / step);
     store_sums<kRowTiles, kBlocks>(sums);
     for (int b = 0; b < kBlocks; ++b) {
       const GroupParameters group = load_group(args, block.index + b, g);

@@ -1,5 +1,6 @@
-// mamba1_step: one token through all Mamba blocks, and the head where it is quantized, as one op. It calls the kernels that the unfused ops call, on the
-// same numbers in the same order, so that a token's result does not depend on which path computed it.
+// mamba1_step: one token through all Mamba blocks, and the head where it is quantized, as one op. It calls the kernels
+// that the unfused ops call, on the same numbers in the same order, so that a token's result does not depend on which
+// path computed it.
 //
 // Dims: B batch rows, H hidden, D d_inner, N d_state, R dt_rank, K conv width. T: int8_t, or float at a_bits 16.
 //
@@ -99,7 +100,7 @@ class Step {
     if (range.begin < range.end) linear_kernel<T>(weights)(args, range.begin, range.end);
   }
 
-  // `row` as the input of in_proj, out_proj or the head: quantized with the static scale, with one of its own, or float.
+  // `row` as the input of in_proj, out_proj or the head: quantized with the static scale or one of its own, or float.
   void lay_out_row(const LinearWeights& weights, const float* scale, const float* row, int64_t r, Private& own) {
     if constexpr (kFloat) {
       input_.lay_out(weights, row, r);
