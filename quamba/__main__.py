@@ -3,7 +3,8 @@
 import os
 
 # before torch is imported, as in main.py: a thread that waits spins only for a moment
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in force
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
 import logging

@@ -55,13 +55,6 @@ QUAMBA_INLINE VecF load(const float* p, int count = kLanes) {
   return v;
 }
 
-QUAMBA_INLINE VecI load_int(const int32_t* p, int count = kLanes) {
-  VecI v{};
-  if (count == kLanes) std::memcpy(&v, p, sizeof(v));
-  else std::memcpy(&v, p, sizeof(int32_t) * static_cast<size_t>(count));
-  return v;
-}
-
 QUAMBA_INLINE VecI load_int(const int8_t* p, int count = kLanes) {
   VecB v{};
   if (count == kLanes) std::memcpy(&v, p, sizeof(v));
