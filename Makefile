@@ -1,7 +1,7 @@
 # make demo: set up, build, quantize the embedded checkpoint.  make test: set up, build, run the tests.
 # make bench: speed and memory beside transformers and llama.cpp, 40 to 50 minutes; once before that, half an hour more
 # to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
-# make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations.
+# make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -16,7 +16,7 @@ demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
 
 test: build
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(JOBS)
 
 bench: build $(VENV_BENCH)/installed
 	$(RUN) -m benchmarks.speed $(BENCH)

@@ -164,13 +164,16 @@ def test_scales_stay_within_float16(magnitude):
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=70), st.sampled_from([4, 32]))
 def test_group_wise_error_is_bounded_by_a_step(values, group_size):
-    """Half a step of rounding, and at the ends of a range up to another half: its zero point is an integer too."""
+    """Half a step of rounding, and at the ends of a range up to another half: its zero point is an integer too.
+
+    Scales below float16's normal numbers are multiples of 2^-24: 15 steps may fall short by 15/2 of that.
+    """
     weight = torch.tensor([values])
     scale, zero = numerics.group_parameters(weight, group_size)
     q = numerics.quantize_groups(weight, scale, zero, group_size)
     error = (numerics.dequantize_groups(q, scale, zero, group_size) - weight).abs()
     step = scale.float().repeat_interleave(group_size, -1)[:, : weight.shape[1]]
-    assert (error <= 1.01 * step).all()
+    assert (error <= 1.01 * step + 7.5 * numerics.FLOAT16_TINY).all()
 
 
 @given(st.lists(st.lists(st.integers(0, 15), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 7))

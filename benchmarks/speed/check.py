@@ -6,6 +6,7 @@ Dims: S steps, B sequences, V vocabulary.
 import numpy as np
 
 from .rounds import Workers
+from .rows import FLOOR
 from .serve import SEED
 from .shapes import VOCAB, Shape
 from .systems import SYSTEMS, System
@@ -20,7 +21,7 @@ def systems_to_check(chosen: list[System]) -> list[System]:
     """The reference, what has to agree with it, and the rest of the chosen ones."""
     exact = [REFERENCE, *FULL_PRECISION]
     names = {system.name for system in exact}
-    return [*exact, *(system for system in SYSTEMS if system in chosen and system.name not in names)]
+    return [*exact, *(s for s in SYSTEMS if s in chosen and s.system != FLOOR and s.name not in names)]
 
 
 def relative_error(logits: np.ndarray, reference: np.ndarray) -> float:

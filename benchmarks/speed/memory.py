@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .floors import tensor_sizes
+from .floors import checkpoint_sizes
 from .rows import MEMORY
 from .shapes import Case, Shape
 from .systems import System
@@ -19,7 +19,7 @@ def limit_bytes(packed_bytes: int) -> int:
 
 def packed_bytes(checkpoint: Path) -> int:
     """Bytes of the tensors in a checkpoint's folder."""
-    return sum(sum(tensor_sizes(file).values()) for file in checkpoint.glob("*.safetensors"))
+    return sum(checkpoint_sizes(checkpoint).values())
 
 
 def memory_row(system: System, shape: Shape, models: Path, logs: Path, threads: int) -> dict:

@@ -40,10 +40,11 @@ def prepare(
 
 
 def _groups(systems: list[System]) -> list[list[System]]:
-    """What one process makes: each of ours alone, all of llama.cpp's from one float file."""
-    ours = [[system] for system in systems if system.system != "llama.cpp"]
-    theirs = [system for system in systems if system.system == "llama.cpp"]
-    return [*ours, theirs] if theirs else ours
+    """What one process makes: each of ours alone (the floor reads the same), all of llama.cpp's from one float file."""
+    groups: dict[str, list[System]] = {}
+    for system in systems:
+        groups.setdefault("llama.cpp" if system.system == "llama.cpp" else system.file, []).append(system)
+    return list(groups.values())
 
 
 def _make_model(shape: Shape, scheme: str, target: Path, *options: str) -> list[str]:

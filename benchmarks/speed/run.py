@@ -84,7 +84,7 @@ def measure(options: Options) -> bool:
     measured = earlier or _floors(options.threads)
     versions = earlier["versions"] if earlier else {}
     for shape in options.shapes:
-        if found := _measure_shape(shape, options, results, measured):
+        if found := _measure_shape(shape, options, results):
             versions = versions | found
             results.add([machine.machine_row(options.threads, measured, versions)])
     _growth(options, results)
@@ -144,7 +144,7 @@ def _loaded(shape: Shape, systems: list[System], options: Options) -> Iterator[r
         workers.close()
 
 
-def _measure_shape(shape: Shape, options: Options, results: Results, measured: dict) -> dict[str, str]:
+def _measure_shape(shape: Shape, options: Options, results: Results) -> dict[str, str]:
     """The rows of every case of a shape, saved case by case; returns the versions of what ran."""
     cases = cases_of(shape, options.batches, options.prompts, options.full)
     wanted = [s for s in options.systems if any(rounds.missing([s], case, results.done) for case in cases)]
@@ -156,20 +156,16 @@ def _measure_shape(shape: Shape, options: Options, results: Results, measured: d
         with _progress(shape.name, total) as advance:
             for case in cases:
                 new = rounds.measure_case(workers, case, options.rounds, results.done, advance)
-                results.add(new + _floor_rows(new, shape, case, options, measured))
+                results.add([_least_memory(row, options) for row in new])
         return workers.versions
 
 
-def _floor_rows(new: list[dict], shape: Shape, case: Case, options: Options, measured: dict) -> list[dict]:
-    """The floor of each of our schemes that was just measured."""
-    schemes = [row["scheme"] for row in new if row["system"] == "quamba"]
-    found = []
-    for scheme in schemes:
-        sizes: dict[str, int] = {}
-        for file in (options.models / shape.name / scheme).glob("*.safetensors"):
-            sizes |= floors.tensor_sizes(file)
-        found.append(floors.floor_row(scheme, shape, case, floors.bytes_per_token(sizes), measured))
-    return found
+def _least_memory(row: dict, options: Options) -> dict:
+    """The row; of a floor, with the weights alone as its memory."""
+    if row["system"] != rows.FLOOR:
+        return row
+    sizes = floors.checkpoint_sizes(options.models / row["shape"] / row["scheme"])
+    return row | {"memory_bytes": floors.bytes_per_token(sizes)}
 
 
 def _growth(options: Options, results: Results) -> None:

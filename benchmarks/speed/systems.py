@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .rows import FLOOR
 from .shapes import Case, Shape
 from .worker import ROOT
 
@@ -31,13 +32,15 @@ class System:
         """Its model, in the folder of the shape."""
         if self.system == "llama.cpp":
             return f"{self.scheme}.gguf"
-        return self.scheme if self.system == "quamba" else "float"
+        return "float" if self.system == "transformers" else self.scheme
 
     @property
     def command(self) -> list[str]:
         """What starts its worker."""
         if self.system == "llama.cpp":
             return [str(BENCH_PYTHON), "-m", "benchmarks.speed.llama_worker"]
+        if self.system == FLOOR:
+            return [sys.executable, "-m", "benchmarks.speed.floor_worker"]
         return [sys.executable, "-m", "benchmarks.speed.torch_worker", self.system]
 
     def path(self, models: Path, shape: Shape) -> Path:
@@ -69,6 +72,10 @@ SYSTEMS = (
     System("transformers", "float32", 32, looped=True),
     System("quamba", "float", 32),
     System("transformers", "bfloat16", 16, looped=True),
+    System(FLOOR, "w8a8", 8),
+    System(FLOOR, "w4a8", 5),
+    System(FLOOR, "w4a16", 5),
+    System(FLOOR, "float", 32),
 )
 BY_NAME = {system.name: system for system in SYSTEMS}
 

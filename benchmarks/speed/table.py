@@ -54,7 +54,7 @@ def speed_table(results: list[dict], column: str) -> str:
     """Tokens per second of every system that was measured, a line for each case."""
     found = {rows.key_of(row): row for row in results}
     measured = {(row["system"], row.get("scheme")) for row in results}
-    systems = [system for system in SYSTEMS if (system.system, system.scheme) in measured]
+    systems = [s for s in SYSTEMS if s.system != rows.FLOOR and (s.system, s.scheme) in measured]
     systems.sort(key=lambda system: list(dict.fromkeys(s.system for s in SYSTEMS)).index(system.system))
     header = ["shape, batch x prompt", *(f"{system.system} {system.scheme}" for system in systems)]
     lines = []

@@ -5,7 +5,7 @@ struct OutputBlock {
   int64_t index;       // of the block: outputs 16 * index and after
   int64_t begin, end;  // of all outputs that are wanted, in this block and after it
 
-  OutputBlock after(int blocks) const { return {index + blocks, begin, end}; }
+  OutputBlock after(int64_t blocks) const { return {index + blocks, begin, end}; }
   int64_t more() const { return (end + kLanes - 1) / kLanes - index; }  // blocks from this one on
   int64_t first() const { return index * kLanes; }
   int skipped() const { return begin > first() ? static_cast<int>(begin - first()) : 0; }
@@ -13,6 +13,18 @@ struct OutputBlock {
 };
 
 inline OutputBlock first_block(int64_t begin, int64_t end) { return {begin < end ? begin / kLanes : end, begin, end}; }
+
+// All blocks from this one on, for a single row: `several(first, apart)` takes the kStreams blocks that lie `apart` blocks
+// from each other, `one` a block that is left over. Reading several runs of the weights at once keeps more of the memory
+// busy than reading one (measured on two cores: 45 against 36 GB/s).
+constexpr int kStreams = 4;
+
+template <typename Several, typename One>
+inline void in_streams(OutputBlock block, Several several, One one) {
+  const int64_t apart = block.more() / kStreams;
+  for (int64_t i = 0; i < apart; ++i) several(block.after(i), apart);
+  for (block = block.after(kStreams * apart); block.more(); block = block.after(1)) one(block);
+}
 
 // The block's part of a value per output.
 QUAMBA_INLINE VecF load_block(const float* values, OutputBlock block) {

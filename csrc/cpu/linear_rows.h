@@ -21,6 +21,7 @@ struct LinearWeights {
   int64_t in = 0, out = 0, group_size = 0;
 
   bool int4() const { return zero != nullptr; }
+  int64_t block_bytes() const { return (int4() ? (in + 7) / 8 : (in + 3) / 4) * kOutputBlock * 4; }
   int64_t groups() const { return int4() ? (in + group_size - 1) / group_size : 0; }
 };
 

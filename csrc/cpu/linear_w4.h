@@ -55,32 +55,39 @@ QUAMBA_INLINE VecF finish_int4(const LinearArgs& args, VecF y, int64_t row) {
   return args.out.x_scale ? y * row_scale(args.out, row) : y;
 }
 
-template <int kRows>
-inline void w4a8_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
+// kBlocks blocks of 16 outputs, `apart` blocks from each other, of kRows rows.
+template <int kRows, int kBlocks = 1>
+inline void w4a8_tile(const LinearArgs& args, int64_t row, OutputBlock block, int64_t apart = 1) {
   const int64_t eights = (args.in + 7) / 8, groups = group_count(args), group_eights = args.group_size / 8;
   const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
   const uint8_t* w = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
-  PartF y[kRows][kParts] = {};
+  PartF y[kRows][kBlocks][kParts] = {};
   for (int64_t g = 0; g < groups; ++g) {
-    EightSum sum[kRows][kParts] = {};
+    EightSum sum[kRows][kBlocks][kParts] = {};
     const int64_t end = (g + 1) * group_eights < eights ? (g + 1) * group_eights : eights;
     for (int64_t e = g * group_eights; e < end; ++e) {
-      if (kRows == 1) prefetch_weights(w + e * 64);
-      QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
-        const PartI weight = load_tile(w + e * 64, p);
-        QUAMBA_UNROLL for (int r = 0; r < kRows; ++r) {
-          const int8_t* eight = x + r * args.x_stride + e * 8;
-          sum[r][p].add(weight, broadcast_quad(eight), broadcast_quad(eight + 4));
+      QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b) {
+        const uint8_t* at = w + (b * apart * eights + e) * 64;
+        if (kRows == 1) prefetch_weights(at);
+        QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+          const PartI weight = load_tile(at, p);
+          QUAMBA_UNROLL for (int r = 0; r < kRows; ++r) {
+            const int8_t* eight = x + r * args.x_stride + e * 8;
+            sum[r][b][p].add(weight, broadcast_quad(eight), broadcast_quad(eight + 4));
+          }
         }
       }
     }
-    QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
-      const GroupParameters group = load_group(args, block.index, g, p);
-      QUAMBA_UNROLL for (int r = 0; r < kRows; ++r)
-        y[r][p] = add_group(y[r][p], group, to_float(sum[r][p].total()), args.x_sums[(row + r) * groups + g]);
-    }
+    QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b)
+      QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
+        const GroupParameters group = load_group(args, block.index + b * apart, g, p);
+        QUAMBA_UNROLL for (int r = 0; r < kRows; ++r)
+          y[r][b][p] = add_group(y[r][b][p], group, to_float(sum[r][b][p].total()), args.x_sums[(row + r) * groups + g]);
+      }
   }
-  for (int r = 0; r < kRows; ++r) store_block(args.out, finish_int4(args, join(y[r]), row + r), row + r, block);
+  for (int b = 0; b < kBlocks; ++b)
+    for (int r = 0; r < kRows; ++r)
+      store_block(args.out, finish_int4(args, join(y[r][b]), row + r), row + r, block.after(b * apart));
 }
 
 inline void w4a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
@@ -90,7 +97,12 @@ inline void w4a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
 }
 
 inline void linear_w4a8(const LinearArgs& args, int64_t begin, int64_t end) {
-  for (OutputBlock block = first_block(begin, end); block.more(); block = block.after(1)) w4a8_rows(args, block, 0);
+  OutputBlock block = first_block(begin, end);
+  if (args.rows == 1)
+    return in_streams(
+        block, [&](OutputBlock first, int64_t apart) { w4a8_tile<1, kStreams>(args, 0, first, apart); },
+        [&](OutputBlock last) { w4a8_tile<1>(args, 0, last); });
+  for (; block.more(); block = block.after(1)) w4a8_rows(args, block, 0);
 }
 
 // The values 0..15 that the low four bits of each lane stand for.

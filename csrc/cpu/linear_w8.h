@@ -73,17 +73,17 @@ QUAMBA_INLINE void finish_w8a8(const LinearArgs& args, VecI acc, int64_t row, Ou
   store_block(args.out, to_float(acc) * scale, row, block);
 }
 
-// kBlocks blocks of 16 outputs of kRows rows. kChains accumulators a block hide the latency of the products where there
-// is a single row.
+// kBlocks blocks of 16 outputs, `apart` blocks from each other, of kRows rows. kChains accumulators a block hide the
+// latency of the products where there is a single row.
 template <int kRows, int kBlocks, int kChains>
-inline void w8a8_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
-  const int64_t quads = (args.in + 3) / 4, block_bytes = quads * 64;
+inline void w8a8_tile(const LinearArgs& args, int64_t row, OutputBlock block, int64_t apart = 1) {
+  const int64_t quads = (args.in + 3) / 4, block_bytes = quads * 64, next = apart * block_bytes;
   const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
   const int8_t* w = static_cast<const int8_t*>(args.weight) + block.index * block_bytes;
   PartI acc[kRows][kBlocks][kChains][kParts] = {}, sums[kBlocks][kChains][kParts] = {};
   const auto step = [&](int64_t q, int chain) __attribute__((always_inline)) {
     QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b) {
-      const int8_t* at = w + b * block_bytes + q * 64;
+      const int8_t* at = w + b * next + q * 64;
       if (kRows == 1) prefetch_weights(at);
       QUAMBA_UNROLL for (int p = 0; p < kParts; ++p) {
         const PartI weight = load_tile(at, p);
@@ -105,7 +105,7 @@ inline void w8a8_tile(const LinearArgs& args, int64_t row, OutputBlock block) {
         QUAMBA_UNROLL for (int p = 0; p < kParts; ++p)
           total[r][b][p] += acc[r][b][chain][p] - kSignFlip * sums[b][chain][p];
   for (int b = 0; b < kBlocks; ++b)
-    for (int r = 0; r < kRows; ++r) finish_w8a8(args, join(total[r][b]), row + r, block.after(b));
+    for (int r = 0; r < kRows; ++r) finish_w8a8(args, join(total[r][b]), row + r, block.after(b * apart));
 }
 
 template <int kBlocks>
@@ -118,7 +118,11 @@ inline void w8a8_rows(const LinearArgs& args, OutputBlock block, int64_t row) {
 // Outputs [begin, end) of every row.
 inline void linear_w8a8(const LinearArgs& args, int64_t begin, int64_t end) {
   OutputBlock block = first_block(begin, end);
-  for (; args.rows > 1 && block.more() > 1; block = block.after(2)) w8a8_rows<2>(args, block, 0);
+  if (args.rows == 1)
+    return in_streams(
+        block, [&](OutputBlock first, int64_t apart) { w8a8_tile<1, kStreams, 1>(args, 0, first, apart); },
+        [&](OutputBlock last) { w8a8_tile<1, 1, 4>(args, 0, last); });
+  for (; block.more() > 1; block = block.after(2)) w8a8_rows<2>(args, block, 0);
   for (; block.more(); block = block.after(1)) w8a8_rows<1>(args, block, 0);
 }
 

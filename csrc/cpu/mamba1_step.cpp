@@ -61,6 +61,7 @@ class Step {
     std::vector<float> row;   // a normalised or rotated row
     std::vector<T> quantized;
     std::vector<float> B, C;  // [N]
+    ReadAhead next;           // the weights of its next product
   };
 
   int64_t longest() const { return std::max({s_.hidden, s_.channels, s_.dt_rank}); }
@@ -74,24 +75,37 @@ class Step {
     const auto outputs = [&](int64_t n) { return share(n, kOutputBlock, thread, threads); };
     const Range rows = share(s_.batch, 1, thread, threads), channels = outputs(s_.channels);
     const Range mixed = outputs(dt_B_C()), hidden = outputs(s_.hidden);
+    const Range words = head_ ? outputs(head_->weights.out) : Range{};
+    const auto wait_before = [&](const LinearWeights& weights, Range range) {
+      own.next = read_ahead(weights, range);
+      barrier.wait(own.next);
+    };
+    own.next = read_ahead(layers_.front().in_proj.weights, channels);
     for (const Layer& layer : layers_) {
       normalize(layer, rows, own);
-      barrier.wait();
+      barrier.wait(own.next);
       project_and_convolve(layer, channels, own);
-      barrier.wait();
+      wait_before(layer.x_proj.weights, mixed);
       mix(layer, mixed, own);
-      barrier.wait();
+      wait_before(layer.dt_proj.weights, channels);
       scan(layer, channels, own);
-      barrier.wait();
+      wait_before(layer.out_proj.weights, hidden);
       rotate(layer, rows, own);
-      barrier.wait();
+      barrier.wait(own.next);
       add_output(layer, hidden, own);
-      barrier.wait();
+      if (&layer != &layers_.back()) wait_before((&layer + 1)->in_proj.weights, channels);
+      else if (head_) wait_before(head_->weights, words);
     }
     if (!head_) return;
     normalize_for_head(rows, own);
-    barrier.wait();
-    predict(outputs(head_->weights.out), own);
+    barrier.wait(own.next);
+    predict(words, own);
+  }
+
+  // The weights of the outputs in that range.
+  static ReadAhead read_ahead(const LinearWeights& weights, Range range) {
+    const int64_t block = range.begin / kOutputBlock, bytes = weights.block_bytes();
+    return {static_cast<const char*>(weights.weight) + block * bytes, output_blocks(range.end - range.begin) * bytes};
   }
 
   void multiply(const LinearRows<T>& rows, const LinearWeights& weights, const LinearOutput& out, Range range,

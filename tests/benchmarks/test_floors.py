@@ -1,18 +1,17 @@
 """What a token needs at least, and what the machine row is made of."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.speed import floors, machine, process_memory
+from benchmarks.speed.floor_worker import INPUTS, MOST_ROWS, OUTPUTS, Floor, rows_for
 from benchmarks.speed.make_model import random_model
 from benchmarks.speed.memory import limit_bytes
 from benchmarks.speed.shapes import SHAPES, VOCAB, Case, cases_of
-
-MACHINE = {
-    "read_bytes_s": {"1000": 40.0, "2000": 20.0},
-    "operations_s": {"int8": 1e12, "bfloat16": 1e11, "float32": 1e11},
-}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -40,29 +39,45 @@ def test_an_embedding_beside_a_head_of_its_own_is_not():
     assert floors.bytes_per_token(sizes) == 5 * VOCAB + 7
 
 
-@pytest.mark.parametrize(("size", "rate"), [(1, 40.0), (1000, 40.0), (1001, 20.0), (9999, 20.0)])
-def test_a_model_is_read_as_fast_as_a_buffer_of_at_least_its_size(size, rate):
-    assert floors.read_rate_at(MACHINE["read_bytes_s"], size) == rate
+def test_the_fastest_pass_over_the_values_is_taken():
+    def slow(values):
+        time.sleep(0.01)
+
+    fast = floors.best_of((slow, torch.sum), torch.ones(1024))
+    assert fast() == 1024
 
 
-def test_decoding_is_bound_by_reading_the_weights_once_for_all_sequences():
+@pytest.mark.parametrize("read", floors.READ_PASSES)
+def test_every_pass_reads_all_values(read):
+    values = torch.full((4096,), 2.0)
+    before = read(values).sum()
+    values[[0, 1500, -1]] = 3.0
+    assert read(values).sum() != before
+
+
+@pytest.mark.parametrize("rows", [1, 700, MOST_ROWS, MOST_ROWS + 3])
+def test_products_are_as_many_as_the_operations(rows):
+    assert sum(rows_for(2 * INPUTS * OUTPUTS * rows)) == rows
+
+
+def test_prefill_counts_the_head_once_a_prompt(monkeypatch):
     shape = SHAPES["130m"]
-    one = floors.floor_row("w8a8", shape, Case("130m", 1, 128), 2000, MACHINE)
-    eight = floors.floor_row("w8a8", shape, Case("130m", 8, 128), 2000, MACHINE)
-    assert one["decode_tok_s"] == 20 / 2000
-    assert eight["decode_tok_s"] == pytest.approx(8 * one["decode_tok_s"])
+    floor = Floor(shape, "w8a8", weights_bytes=1 << 16)
+    counted = []
+    monkeypatch.setattr(floor.products, "run", counted.append)
+    floor.prefill(np.zeros((2, 100), np.int64))
+    assert counted == [2 * 2 * (100 * shape.block_macs + shape.head_macs)]
 
 
-def test_decoding_is_never_faster_than_its_products():
-    row = floors.floor_row("w8a8", SHAPES["130m"], Case("130m", 8, 128), 1, MACHINE | {"read_bytes_s": {"1": 1e12}})
-    assert row["decode_tok_s"] == pytest.approx(1e12 / (2 * SHAPES["130m"].parameters), rel=1e-4)
-
-
-def test_prefill_counts_the_head_once_a_prompt():
-    shape = SHAPES["130m"]
-    row = floors.floor_row("w8a8", shape, Case("130m", 1, 100), 1, MACHINE)
-    macs = 100 * shape.block_macs + shape.head_macs
-    assert row["prefill_tok_s"] == pytest.approx(1e12 / (2 * macs / 100), rel=1e-4)
+def test_a_step_is_bound_by_reading_or_by_its_products_whichever_is_slower(monkeypatch):
+    floor = Floor(SHAPES["130m"], "w8a8", weights_bytes=1 << 16)
+    floor.read = lambda: time.sleep(0.005)
+    monkeypatch.setattr(floor.products, "run", lambda operations: None)
+    floor.reset(batch=1, prompt=1, steps=1)
+    assert floor.step_bound is floor.read
+    monkeypatch.setattr(floor.products, "run", lambda operations: time.sleep(0.02))
+    floor.reset(batch=8, prompt=1, steps=1)
+    assert floor.step_bound is not floor.read
 
 
 def test_cases_beyond_a_shapes_bound_are_left_out_unless_all_are_asked_for():

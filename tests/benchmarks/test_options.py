@@ -9,7 +9,11 @@ from benchmarks.speed.systems import SYSTEMS, fitting
 
 def test_a_system_a_scheme_or_both_choose_systems():
     assert {s.system for s in chosen_systems(["llama.cpp"])} == {"llama.cpp"}
-    assert [s.name for s in chosen_systems(["w8a8", "transformers:float32"])] == ["quamba:w8a8", "transformers:float32"]
+    assert [s.name for s in chosen_systems(["w8a8", "transformers:float32"])] == [
+        "quamba:w8a8",
+        "transformers:float32",
+        "floor:w8a8",
+    ]
     assert chosen_systems(None) == list(SYSTEMS)
 
 
