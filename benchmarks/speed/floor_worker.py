@@ -1,9 +1,10 @@
-"""The floor as a contestant: reads as many bytes a step, or multiplies as many numbers, as a scheme needs at least.
+"""The floor of decoding as a contestant: reads as many bytes a step, or multiplies as many numbers, as a scheme must.
 
 It runs in the same rounds as the systems, so that a share of the floor is a ratio within one run:
 `python -m benchmarks.speed.floor_worker`. The scan, the convolution and the states are left out: a bound, no forecast.
+Prefill has no part in it: its bound is the best rate of products that the machine was seen to have (`floors`).
 
-Dims: B sequences, L prompt tokens, M rows.
+Dims: B sequences, M rows.
 """
 
 import mmap
@@ -14,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .floors import READ_PASSES, best_of, bytes_per_token, checkpoint_sizes, median_seconds
+from .floors import RATES, READ_PASSES, best_of, bytes_per_token, checkpoint_sizes, median_seconds
 from .serve import Model, serve
 from .shapes import SHAPES, Shape
 
-# what the products of a scheme could run on at best
-NUMBERS = {"w8a8": torch.int8, "w4a8": torch.int8, "w4a16": torch.bfloat16, "float": torch.float32}
 INPUTS, OUTPUTS, MOST_ROWS = 2048, 8192, 2048  # of the products: a size at which a library multiplies at its best
 
 
@@ -58,7 +57,7 @@ class Floor:
     """What the weights of one scheme at one shape take, read and multiplied."""
 
     def __init__(self, shape: Shape, scheme: str, weights_bytes: int):
-        self.shape, self.products = shape, Products(NUMBERS[scheme])
+        self.shape, self.products = shape, Products(getattr(torch, RATES[scheme]))
         self.read = best_of(READ_PASSES, on_huge_pages(weights_bytes // 4096 * 4096))
         self.bounds: dict[int, Callable[[], object]] = {}  # of a step, by batch
         self.step_bound = self.read
@@ -74,9 +73,7 @@ class Floor:
         self.step_bound = self.bounds[batch]
 
     def prefill(self, tokens: np.ndarray) -> None:
-        """The products for tokens [B, L]; the head's for the last position only."""
-        batch, length = tokens.shape
-        self.products.run(2 * batch * (length * self.shape.block_macs + self.shape.head_macs))
+        """Nothing: see above."""
 
     def step(self, tokens: np.ndarray) -> None:
         """What bounds a token."""

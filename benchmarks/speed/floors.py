@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from .rows import rounded
-from .shapes import VOCAB
+from .shapes import VOCAB, Case, Shape
 
 REPEATS = 7
 READ_SIZES = [1 << power for power in range(26, 32)]  # 64 MiB: a small model in a large cache; 2 GiB: none is as large
 PRODUCTS = [(512, 768, 3072), (2048, 2048, 8192), (4096, 4096, 4096)]  # rows, inputs, outputs
+# what the products of a scheme could run on at best
+RATES = {"w8a8": "int8", "w4a8": "int8", "w4a16": "bfloat16", "float": "float32"}
 
 # ways to read a float32 vector once; which is the fastest differs from machine to machine
 READ_PASSES: tuple[Callable[[Tensor], object], ...] = (
@@ -103,6 +105,11 @@ def bytes_per_token(sizes: dict[str, int]) -> int:
     head = sum(size for name, size in sizes.items() if name.startswith("lm_head."))
     untied = head > VOCAB  # a tied head holds scales at most
     return sum(sizes.values()) - (embedding if untied else 0)
+
+
+def prefill_bound(scheme: str, shape: Shape, case: Case, operations_s: dict[str, float]) -> float:
+    """Tokens per second that the products alone allow at the best rates; the head reads the last position only."""
+    return operations_s[RATES[scheme]] / (2 * (shape.block_macs + shape.head_macs / case.prompt))
 
 
 if __name__ == "__main__":

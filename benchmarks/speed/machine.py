@@ -42,8 +42,8 @@ def commit() -> str:
     return run.stdout.strip()
 
 
-def machine_row(threads: int, floors: dict, versions: dict[str, str]) -> dict:
-    """The one row about the machine; `floors` as `floors.measure` gives them."""
+def machine_row(threads: int, floors: dict, versions: dict[str, str], commit: str) -> dict:
+    """The one row about the machine; `floors` as `floors.measure` gives them, `commit` as it was before the run."""
     cpu, instruction_sets = parse_cpuinfo(CPUINFO.read_text())
     return {
         "system": MACHINE,
@@ -54,6 +54,6 @@ def machine_row(threads: int, floors: dict, versions: dict[str, str]) -> dict:
         "read_bytes_s": floors["read_bytes_s"],
         "operations_s": floors["operations_s"],
         "versions": versions,
-        "commit": commit(),
+        "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

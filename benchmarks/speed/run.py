@@ -41,16 +41,18 @@ class Options:
     models: Path
     rebuild: bool
     notes: list[str] = field(default_factory=list)
+    failed: bool = False
 
     @property
     def logs(self) -> Path:
         """Where the workers' messages go."""
         return self.models.parent / "logs"
 
-    def note(self, text: str) -> None:
-        """Says at once and again at the end what could not be measured."""
+    def note(self, text: str, failure: bool = True) -> None:
+        """Says at once and again at the end what was not measured; a `failure` is also in the exit status."""
         console.print(f"[yellow]{text}[/yellow]", highlight=False)
         self.notes.append(text)
+        self.failed |= failure
 
 
 class Results:
@@ -73,25 +75,26 @@ class Results:
 
 
 def measure(options: Options) -> bool:
-    """Everything that is asked for; whether all of it could be measured."""
+    """Everything that is asked for and fits into memory; whether nothing failed."""
     if not BENCH_PYTHON.exists():
         raise OSError(
             "llama.cpp is not installed: `make .venv-bench/installed` builds it (half an hour), or `make bench`"
         )
+    commit = machine.commit()  # now: the rows that are saved make the working tree dirty
     _forget_models(options)
     results = Results(options)
     earlier = next((row for row in results.rows if row["system"] == rows.MACHINE), None)
     measured = earlier or _floors(options.threads)
     versions = earlier["versions"] if earlier else {}
     for shape in options.shapes:
-        if found := _measure_shape(shape, options, results):
+        if found := _measure_shape(shape, options, results, measured):
             versions = versions | found
-            results.add([machine.machine_row(options.threads, measured, versions)])
+            results.add([machine.machine_row(options.threads, measured, versions, commit)])
     _growth(options, results)
     _memory(options, results)
     for text in options.notes:
         console.print(f"[yellow]not measured: {text}[/yellow]", highlight=False)
-    return not options.notes
+    return not options.failed
 
 
 def _forget_models(options: Options) -> None:
@@ -135,7 +138,7 @@ def _loaded(shape: Shape, systems: list[System], options: Options) -> Iterator[r
         chosen = fitting(ready, shape, MEMORY_SHARE * machine.available_bytes())
         for system in ready:
             if system not in chosen:
-                options.note(f"{shape.name}, {system.name}: does not fit into memory beside the others")
+                options.note(f"{shape.name}, {system.name}: does not fit into memory beside the others", failure=False)
         workers = rounds.Workers(shape, options.models, options.logs, options.threads, options.note)
         workers.start(chosen, status.update)
     try:
@@ -144,7 +147,7 @@ def _loaded(shape: Shape, systems: list[System], options: Options) -> Iterator[r
         workers.close()
 
 
-def _measure_shape(shape: Shape, options: Options, results: Results) -> dict[str, str]:
+def _measure_shape(shape: Shape, options: Options, results: Results, measured: dict) -> dict[str, str]:
     """The rows of every case of a shape, saved case by case; returns the versions of what ran."""
     cases = cases_of(shape, options.batches, options.prompts, options.full)
     wanted = [s for s in options.systems if any(rounds.missing([s], case, results.done) for case in cases)]
@@ -156,16 +159,18 @@ def _measure_shape(shape: Shape, options: Options, results: Results) -> dict[str
         with _progress(shape.name, total) as advance:
             for case in cases:
                 new = rounds.measure_case(workers, case, options.rounds, results.done, advance)
-                results.add([_least_memory(row, options) for row in new])
+                results.add([_completed(row, shape, case, options, measured) for row in new])
         return workers.versions
 
 
-def _least_memory(row: dict, options: Options) -> dict:
-    """The row; of a floor, with the weights alone as its memory."""
+def _completed(row: dict, shape: Shape, case: Case, options: Options, measured: dict) -> dict:
+    """The row; of a floor, with the bound of prefill and with the weights alone as its memory."""
     if row["system"] != rows.FLOOR:
         return row
     sizes = floors.checkpoint_sizes(options.models / row["shape"] / row["scheme"])
-    return row | {"memory_bytes": floors.bytes_per_token(sizes)}
+    bound = floors.prefill_bound(row["scheme"], shape, case, measured["operations_s"])
+    del row["prefill_quartiles"]
+    return row | {"prefill_tok_s": rows.rounded(bound), "memory_bytes": floors.bytes_per_token(sizes)}
 
 
 def _growth(options: Options, results: Results) -> None:
