@@ -49,7 +49,7 @@ class SpinBarrier {
   }
 
  private:
-  static constexpr int kSpins = 4000;
+  static constexpr int kSpins = 1000;
 
   static void relax() {
 #if defined(__x86_64__)
