@@ -18,15 +18,23 @@ import quamba
 import utils
 from quamba.activations import check_recordable
 from quamba.calibration import CalibrationResult, CalibrationText
-from quamba.checkpoint import Checkpoint, check_replaceable, load_checkpoint, recipe_of, resolve_checkpoint
-from quamba.convert import check_architecture, check_model_type
+from quamba.checkpoint import (
+    Checkpoint,
+    check_replaceable,
+    load_checkpoint,
+    recipe_of,
+    resolve_checkpoint,
+    save_dequantized,
+)
+from quamba.convert import check_model_type, check_quantized_architecture
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
-from quamba.scheme import QuantizationRecipe
+from quamba.scheme import QuantizationRecipe, get_scheme
+from quamba.weight_resume import ResumeFolder
 
 console = Console()
 
@@ -72,20 +80,33 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
         "observer_options": utils.observer_options(args),
         "calibration": utils.calibration_source(args, checkpoint),
         "save_activations": args.save_activations,
+        "weights": utils.weight_method(args),
+        "weight_text": utils.weight_text(args, checkpoint),
+        "progress_dir": progress_dir(args, checkpoint),
+        "resume": args.resume,
     }
+
+
+def progress_dir(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
+    """Where a run keeps the layers that are done, None of one that rounds weights at once."""
+    if not utils.weight_method(args).calibrated:
+        return None
+    return Path(args.pretrained_dir or args.log_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}.partial"
 
 
 def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dict:
     """Quantizes the model in place; the log's account of the calibration, if any, which --calibration keeps too."""
     source = arguments["calibration"]
-    say(f"Calibrating: {source.describe()}" if source else "No calibration: activations stay float")
+    if text := arguments["weight_text"]:
+        say(f"Rounding weights, {arguments['weights'].describe()}: on {text.describe()}")
+    say(f"Calibrating: {source.describe()}" if source else "Activations stay float")
     quamba.quantize(model, tokenizer, **arguments)
-    result = model.quamba_calibration
+    result, weights = model.quamba_calibration, {"weights": model.quamba_weights} if model.quamba_weights else {}
     if result is None:
-        return {}
+        return weights
     if args.calibration and not isinstance(source, CalibrationResult):
         result.save(args.calibration)
-    return {"calibration": result.to_dict()}
+    return {"calibration": result.to_dict(), **weights}
 
 
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
@@ -105,12 +126,12 @@ def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             check_tasks(tasks, args.include_path)
 
 
-def check_quantizable(checkpoint: Checkpoint) -> None:
+def check_quantizable(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     """Raises QuambaError where config.json says already that the model cannot be quantized."""
     if checkpoint.quantization_method is not None:
         raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
     if "model_type" in checkpoint.config:  # the original format has none
-        check_model_type(checkpoint.config["model_type"])
+        check_model_type(checkpoint.config["model_type"], get_scheme(utils.scheme_name(args)))
 
 
 def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
@@ -132,19 +153,23 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         quamba.load_plugin(args.plugin)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
+        utils.weight_method(args)
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     check_evaluation(args, checkpoint)
     arguments, target = None, None
     if args.quantize:
-        check_quantizable(checkpoint)
+        check_quantizable(checkpoint, args)
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
     check_outputs(args, target)
+    if args.resume:
+        ResumeFolder(arguments["progress_dir"], {}).require_started()
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
-        check_architecture(model)
-        if isinstance(arguments["calibration"], CalibrationText):
-            arguments["calibration"].windows(tokenizer)  # a text that cannot be read is said now
+        check_quantized_architecture(model, get_scheme(utils.scheme_name(args)))
+        for text in (arguments["calibration"], arguments["weight_text"]):
+            if isinstance(text, CalibrationText):
+                text.windows(tokenizer)  # a text that cannot be read is said now
     log = {
         "args": vars(args),
         "env": environment(args.seed, model.device.type),
@@ -160,6 +185,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         log |= quantize(model, tokenizer, args, arguments)
         if target:
             quamba.save(model, tokenizer, target)
+        if args.save_dequantized:
+            save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
         disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
         log["saved"] = str(target) if target else None
     recipe = recipe_of(model)
@@ -181,6 +208,8 @@ def report(log: dict, intervals: dict | None, path: Path) -> None:
     console.print(summary_table(log, intervals))
     if log["recipe"]:
         say(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe()}")
+    if weights := log.get("weights"):
+        say(f"weights     {weights_line(weights)}")
     if calibration := log.get("calibration"):
         by_observer = {}
         for tap, name in calibration["observer"].items():
@@ -193,6 +222,19 @@ def report(log: dict, intervals: dict | None, path: Path) -> None:
     if "saved" in log:
         say(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")
     say(f"log         {path}")
+
+
+def weights_line(weights: dict) -> str:
+    """What became of the weights: `alpha 0.05 to 0.60, output errors 0.81 of rounding to nearest; ...`."""
+    reports = list(weights["reports"].values())
+    alphas = [report["alpha"] for report in reports if report["alpha"] is not None]
+    ratios = [report["error"] / report["nearest_error"] for report in reports if report["nearest_error"] > 0]
+    flips = [sum(found["flips"] for found in report["flips"].values()) for report in reports if report["flips"]]
+    parts = [f"alpha {min(alphas):.2f} to {max(alphas):.2f}"] if alphas else []
+    parts += [f"output errors {sum(ratios) / len(ratios):.2f} of rounding to nearest"] if ratios else []
+    parts += [f"{sum(flips)} flips"] if flips else []
+    peak = f"peak {weights['peak_bytes'] / 1e9:.1f} GB"
+    return f"{', '.join(parts)}; {weights['tokens']} tokens in {weights['seconds']:.1f} s, {peak}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The options of main.py: what each means, its default, and which combinations make no sense."""
 
 import argparse
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -10,10 +11,13 @@ import torch
 from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.checkpoint import METHOD, Checkpoint
 from quamba.commands.arguments import positive_int, seed
+from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.observer import observer_names
 from quamba.scheme import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, SCHEMES, create_recipe
 from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
+from quamba.text_sources import FOLDER_TEXTS, find_data_files
+from quamba.weight_run import WINDOWS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
@@ -22,15 +26,19 @@ GENERATION_TASKS = "nq_open,squadv2"
 TESTING_CALIB_DATA_NUM, TESTING_PPL_WINDOWS, TESTING_TASK_ITEMS = 8, 8, 16
 # options that need --quantize: those that quamba.quantize takes by their names, others, those of calibration
 RECIPE_OPTIONS = "group_size dynamic quantize_embedding quantize_lm_head embedding_bits lm_head_bits rotate_residual"
-QUANTIZATION_OPTIONS = f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float"
-CALIBRATION_OPTIONS = "observer use_outlier_aware percentile_alpha plugin calibration save_activations "
-CALIBRATION_OPTIONS += "calib_dataset calib_data_num calib_seqlen"
+QUANTIZATION_OPTIONS = (
+    f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float save_dequantized plugin {WEIGHT_OPTIONS}"
+)
+OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations"
+TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen data_dir"
 
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
   python main.py mamba-tiny --quantize --observer mse             another observer for tap x
   python main.py mamba-tiny --quantize --observer x=mse,out=mse   one per tap (in, conv_in, z, x, dt_rank, B, C, out)
   python main.py mamba-tiny --quantize --w_bits 4 --dynamic       4-bit weights, activation scales per token
+  python main.py llama-1b --quantize --w_bits 4 --a_bits 16 --weight_method awq --use_heuristic
+                                                                  the weights of any causal LM, in groups of 128
   python main.py mamba-130m --quantize --pretrained_dir models    saves to models/mamba-130m-w8a8
   python main.py models/mamba-130m-w8a8 --task_list lambada_openai,arc_easy
 """
@@ -40,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, compatible with Quamba's where the options are the same."""
     parser = argparse.ArgumentParser(
         prog="main.py",
-        description="Quantize a Mamba language model and measure what that costs.",
+        description="Quantize a Mamba language model, or the weights of any causal LM, and measure what that costs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--testing", action="store_true", help="a quick pass over little data, to see that a run works")
     run.add_argument("--verbose", action="store_true", help="log what is going on, in detail")
     _add_quantization_options(parser.add_argument_group("quantization"))
+    add_weight_options(
+        parser.add_argument_group("weights", "how their integers are chosen; all but rtn read calibration text")
+    )
     _add_calibration_options(parser.add_argument_group("calibration"))
     _add_evaluation_options(
         parser.add_argument_group(
@@ -79,13 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_quantization_options(group) -> None:
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
-    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default) or 4")
+    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default), 4 or 3")
     group.add_argument("--a_bits", type=int, default=8, help="bits of the activations: 8 (default), or 16 (float)")
     group.add_argument(
         "--group_size",
         type=int,
         metavar="N",
-        help=f"4-bit weights that share a scale: {', '.join(map(str, GROUP_SIZES))} (default: {DEFAULT_GROUP_SIZE})",
+        help=f"weights below 8 bits that share a scale: {', '.join(map(str, GROUP_SIZES))} ({DEFAULT_GROUP_SIZE})",
     )
     group.add_argument(
         "--dynamic", action="store_true", help="per-token activation scales for in_proj, out_proj and lm_head"
@@ -95,6 +106,12 @@ def _add_quantization_options(group) -> None:
     group.add_argument("--embedding_bits", type=int, metavar="N", help="of the embedding: 8 or 4 (default: --w_bits)")
     group.add_argument("--lm_head_bits", type=int, metavar="N", help="of the head: 8 or 4 (default: --w_bits)")
     group.add_argument("--untie_embedding", action="store_true", help="a table each for quantized embedding and head")
+    group.add_argument(
+        "--save_dequantized",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="also write the rounded weights as plain floats in the model's own dtype, for tools that know no quamba",
+    )
     group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
     group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
 
@@ -109,7 +126,10 @@ def _add_calibration_options(group) -> None:
     group.add_argument("--use_outlier_aware", action="store_true", help="the same as --observer outlier_aware")
     group.add_argument("--percentile_alpha", type=float, metavar="P", help="percentile of the percentile observer")
     group.add_argument(
-        "--plugin", type=os.path.expanduser, metavar="FILE", help="a Python file that registers observers of your own"
+        "--plugin",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="a Python file with observers or rounding rules",
     )
     group.add_argument(
         "--calib_dataset",
@@ -117,7 +137,19 @@ def _add_calibration_options(group) -> None:
         metavar="NAME|FILE",
         help=f"one of {', '.join(TEXT_NAMES)}, or a file",
     )
-    group.add_argument("--calib_data_num", type=positive_int, metavar="N", help="sequences (default: 512, tiny: fewer)")
+    group.add_argument(
+        "--data_dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help=f"a folder or file that holds --calib_dataset ({', '.join(FOLDER_TEXTS)}), read instead of the hub",
+    )
+    group.add_argument(
+        "--calib_data_num",
+        "--n_calib",
+        type=positive_int,
+        metavar="N",
+        help="sequences (default: 512, tiny: fewer)",
+    )
     group.add_argument(
         "--calib_seqlen", type=positive_int, metavar="N", help="tokens of each (default: 512, tiny: 256)"
     )
@@ -168,6 +200,15 @@ def recipe_arguments(args: argparse.Namespace) -> dict:
     arguments |= {name: getattr(args, name) for name in RECIPE_OPTIONS.split()}
     create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
     return arguments
+
+
+def weight_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText | None:
+    """What a method that looks at activations reads; None of one that looks at none."""
+    if not weight_method(args).calibrated:
+        return None
+    text = calibration_text(args, checkpoint)
+    data_num = text.data_num if args.calib_data_num else min(text.data_num, WINDOWS)
+    return dataclasses.replace(text, data_num=data_num, sampling="slices")
 
 
 def calibrates(args: argparse.Namespace) -> bool:
@@ -223,12 +264,15 @@ def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Calibr
     data_num = args.calib_data_num or (defaults.calib_data_num if defaults else common.data_num)
     dataset = args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset)
     check_text("--calib_dataset", dataset)
+    if args.data_dir is not None:
+        find_data_files(dataset, "calibration", args.data_dir)
     return CalibrationText(
         dataset=dataset,
         data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
         seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
         seed=args.seed,
         batch_size=batch_size(args, checkpoint),
+        data_dir=args.data_dir,
     )
 
 
@@ -248,7 +292,8 @@ def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> Cali
             f"{args.calibration} is reused: drop one of them"
         )
     result = CalibrationResult.load(args.calibration)
-    for option, field in (("calib_dataset", "dataset"), ("calib_data_num", "data_num"), ("calib_seqlen", "seqlen")):
+    for option in ("calib_dataset", "calib_data_num", "calib_seqlen", "data_dir"):
+        field = option.removeprefix("calib_")
         used = (result.text or {}).get(field)
         if getattr(args, option) is not None and used != getattr(text, field):
             raise QuambaError(
@@ -256,6 +301,12 @@ def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> Cali
                 f"with {used}: drop one of them, or name a new file"
             )
     return result
+
+
+def own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the checkpoint's weights as its config names it, float32 where it names none."""
+    name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    return DTYPES.get(name, torch.float32)
 
 
 def batch_size(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
@@ -321,9 +372,12 @@ def check_quantization_options(args: argparse.Namespace, parser: argparse.Argume
     def given(names: str) -> list[str]:
         return [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
 
-    if not args.quantize and (names := given(f"{QUANTIZATION_OPTIONS} {CALIBRATION_OPTIONS}")):
+    if not args.quantize and (names := given(f"{QUANTIZATION_OPTIONS} {OBSERVER_OPTIONS} {TEXT_OPTIONS}")):
         raise QuambaError(f"--{names[0]} does nothing without --quantize: add it, or drop the option")
-    if not calibrates(args) and (names := given(CALIBRATION_OPTIONS)):
+    if not args.quantize or calibrates(args):
+        return
+    read = weight_method(args).calibrated
+    if names := given(OBSERVER_OPTIONS if read else f"{OBSERVER_OPTIONS} {TEXT_OPTIONS}"):
         raise QuambaError(f"--{names[0]} does nothing with --a_bits {args.a_bits}: activations stay float")
 
 

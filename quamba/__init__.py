@@ -15,18 +15,25 @@ from .errors import QuambaError
 from .evaluate import evaluate
 from .observer import Observer, load_plugin, register_observer
 from .quantize import quantize
+from .weights.gptq import GptqOptions
+from .weights.method import WeightMethod
+from .weights.rounding import FlipOptions, register_rounding
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationResult",
     "CalibrationText",
+    "FlipOptions",
+    "GptqOptions",
     "Observer",
     "QuambaError",
+    "WeightMethod",
     "evaluate",
     "load",
     "load_plugin",
     "quantize",
     "register_observer",
+    "register_rounding",
     "save",
 ]

@@ -11,10 +11,10 @@ import logging
 import sys
 import traceback
 
-from .commands import compare_logs, generate, observers, profile
+from .commands import compare, compare_logs, diagnose, generate, observers, profile
 from .errors import QuambaError
 
-COMMANDS = (generate, profile, observers, compare_logs)
+COMMANDS = (generate, profile, observers, compare, diagnose, compare_logs)
 
 
 def build_parser() -> argparse.ArgumentParser:

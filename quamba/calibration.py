@@ -18,7 +18,15 @@ from tqdm import tqdm
 from . import numerics
 from .activations import ActivationRecorder
 from .convert import HEAD_TAP, tap_modules
-from .data import EMBEDDED_MODELS, EmbeddedDefaults, embedded_model_dir, load_text, token_windows
+from .data import (
+    EMBEDDED_MODELS,
+    PLAIN_WIKITEXT,
+    SAMPLINGS,
+    EmbeddedDefaults,
+    embedded_model_dir,
+    first_windows,
+    load_text,
+)
 from .errors import QuambaError
 from .files import write_text_atomically
 from .histogram import SignedHistogram
@@ -33,13 +41,25 @@ DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and satura
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Which text calibration reads: `data_num` random sequences of `seqlen` tokens of a data set or file."""
+    """Which text calibration reads: `data_num` random sequences of `seqlen` tokens of a data set or file.
+
+    `data_dir`: a folder or file that holds the data set instead of the hub. `sampling`: "windows" takes sequences of
+    the whole text that do not overlap (`token_windows`), "slices" pieces of its long documents, articles of wikitext2,
+    that may (`token_slices`). wikitext2-simple knows no chance: its first sequences, whatever sampling and seed say.
+    Raises QuambaError for an unknown sampling.
+    """
 
     dataset: str = "pile"
     data_num: int = 512
     seqlen: int = 512
     seed: int = 0
     batch_size: int = 8
+    data_dir: str | None = None
+    sampling: str = "windows"
+
+    def __post_init__(self):
+        if self.sampling not in SAMPLINGS:
+            raise QuambaError(f"unknown sampling {self.sampling!r} of a text: choose one of {', '.join(SAMPLINGS)}")
 
     @classmethod
     def of(cls, defaults: EmbeddedDefaults) -> "CalibrationText":
@@ -52,12 +72,19 @@ class CalibrationText:
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
-        return f"{self.data_num} sequences of {self.seqlen} tokens of {self.dataset}, seed {self.seed}"
+        place = f"{self.dataset} in {self.data_dir}" if self.data_dir else self.dataset
+        if self.dataset == PLAIN_WIKITEXT:
+            return f"the first {self.data_num} sequences of {self.seqlen} tokens of {place}"
+        kind = "slices" if self.sampling == "slices" else "sequences"
+        return f"{self.data_num} {kind} of {self.seqlen} tokens of {place}, seed {self.seed}"
 
 
 @lru_cache(maxsize=1)  # main.py reads it before anything slow runs, quantize reads it again
 def _read_windows(text: CalibrationText, tokenizer) -> Tensor:
-    return token_windows(load_text(text.dataset, "calibration"), tokenizer, text.seqlen, text.data_num, text.seed)
+    documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
+    if text.dataset == PLAIN_WIKITEXT:
+        return first_windows(documents, tokenizer, text.seqlen, text.data_num)
+    return SAMPLINGS[text.sampling](documents, tokenizer, text.seqlen, text.data_num, text.seed)
 
 
 def default_text(model: nn.Module) -> CalibrationText:

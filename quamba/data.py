@@ -1,6 +1,8 @@
 """Text for calibration and perplexity: the embedded slices, local files and the usual data sets of the hub.
 
-`load_text` gives documents, `token_windows` calibration samples, `evaluation_windows` the windows of a perplexity.
+`load_text` gives documents; `token_windows`, `token_slices` and `first_windows` are three ways to take calibration
+samples from them; `evaluation_windows` are the windows of a perplexity.
+Dims: N samples of L tokens (`count` of `seqlen`).
 """
 
 import hashlib
@@ -15,12 +17,25 @@ import torch
 from torch import Tensor
 
 from .errors import QuambaError
+from .text_sources import (
+    EMBEDDED_TEXT,
+    HUB_TEXTS,
+    PLAIN_WIKITEXT,
+    WIKITEXT,
+    find_data_files,
+    plain_text,
+    read_local,
+    read_rows,
+    running_text,
+    split_articles,
+)
+from .text_sources import text_sha256 as text_sha256  # others import it from here
+from .token_cache import tokenize
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("calibration", "test")
-EMBEDDED_TEXT = "stdlib"
 
 
 @dataclass(frozen=True)
@@ -38,41 +53,6 @@ class EmbeddedDefaults:
 
 
 EMBEDDED_MODELS = {"mamba-tiny": EmbeddedDefaults()}
-
-
-@dataclass(frozen=True)
-class HubText:
-    """Where the hub keeps a text: the arguments of `datasets.load_dataset`, and how its rows become documents."""
-
-    path: str
-    split: str
-    name: str | None = None
-    data_files: str | None = None
-    field: str = "text"
-    rows: int | None = None  # only the first rows: enough text, without reading a whole crawl
-    joined_by: str | None = None  # rows that are lines of one running text are joined into one document
-
-
-_WIKITEXT = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "joined_by": "\n\n"}
-# One table of names for every option that takes a text. Calibration never reads a test split.
-HUB_TEXTS = {
-    "wikitext2": {
-        "calibration": HubText(split="train", **_WIKITEXT),
-        "test": HubText(split="test", **_WIKITEXT),
-    },
-    "c4": {
-        "calibration": HubText("allenai/c4", "train", data_files="en/c4-train.00000-of-01024.json.gz", rows=5000),
-        "test": HubText("allenai/c4", "train", data_files="en/c4-validation.00000-of-00008.json.gz", rows=1100),
-    },
-    "pile": {
-        "calibration": HubText("mit-han-lab/pile-val-backup", "validation", rows=5000),
-        "test": HubText("monology/pile-uncopyrighted", "train", data_files="test.jsonl.zst", rows=1100),
-    },
-    "lambada": {
-        "calibration": HubText("cimec/lambada", "validation"),
-        "test": HubText("EleutherAI/lambada_openai", "test", name="default"),
-    },
-}
 TEXT_NAMES = (EMBEDDED_TEXT, *HUB_TEXTS)
 
 
@@ -98,95 +78,64 @@ def read_asset_rows(name: str) -> list[dict]:
     return [json.loads(line) for line in data.split(b"\n") if line]
 
 
-def text_sha256(documents: Sequence[str]) -> str:
-    """SHA-256 of documents, for logs: equal exactly when the documents are."""
-    digest = hashlib.sha256()
-    for document in documents:
-        data = document.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
-
-
-def load_text(name_or_file: str | Path, split: str = "calibration") -> list[str]:
+def load_text(
+    name_or_file: str | Path,
+    split: str = "calibration",
+    data_dir: str | Path | None = None,
+    articles: bool = False,
+) -> list[str]:
     """The documents of a text, in order, without blank ones.
 
-    `name_or_file`: `stdlib` (embedded); wikitext2, c4, pile or lambada (from the hub, through `datasets`); else a file
-    (`.jsonl`: a document in the "text" field of each row; any other: one document, UTF-8) or a folder of `.txt` and
-    `.jsonl` files in the order of their names. `split`: "calibration" or "test"; a local file has only itself.
-    Raises QuambaError for unknown names, unreadable or empty text and an unreachable hub.
+    `name_or_file`: `stdlib` (embedded); wikitext2, wikitext2-simple, c4, pile or lambada (from the hub, through
+    `datasets`); else a file (`.jsonl`: a document in the "text" field of each row; any other: one document, UTF-8) or a
+    folder of `.txt` and `.jsonl` files in the order of their names. `split`: "calibration" or "test"; a local file has
+    only itself. `data_dir`: a folder or file to read a named text from instead of the hub, see
+    `text_sources.find_data_files`. wikitext2 is one running text, or, with `articles`, a document for each of its
+    articles; wikitext2-simple is its lines that are not blank, joined by newlines, in one document.
+    Raises QuambaError for unknown names, unreadable or empty text, an unreachable hub, and a `data_dir` that lacks the
+    text or goes with one that no folder can stand in for.
     """
     if split not in SPLITS:
         raise QuambaError(f"unknown split {split!r} of a text: choose one of {', '.join(SPLITS)}")
+    if data_dir is not None:
+        find_data_files(name_or_file, split, data_dir)
     if name_or_file == EMBEDDED_TEXT:
         documents = [row["text"] for row in read_asset_rows(f"text/{EMBEDDED_TEXT}-{split}.jsonl")]
     elif name_or_file in HUB_TEXTS:
-        documents = _read_hub(str(name_or_file), HUB_TEXTS[name_or_file][split])
+        documents = _documents(str(name_or_file), read_rows(str(name_or_file), split, data_dir), articles)
     else:
         path = Path(os.path.expanduser(name_or_file))
         if not path.exists():
             raise QuambaError(
                 f"unknown text {str(name_or_file)!r}: neither a file or folder here nor one of {', '.join(TEXT_NAMES)}"
             )
-        documents = _read_local(path)
+        documents = read_local(path)
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise QuambaError(f"the text {str(name_or_file)!r} holds nothing but blanks")
     return documents
 
 
-def _read_local(path: Path) -> list[str]:
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".jsonl"))
-        if not files:
-            raise QuambaError(f"the folder {path} has no .txt and no .jsonl file to read text from")
-        return [document for file in files for document in _read_local(file)]
-    try:
-        text = path.read_text("utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise QuambaError(f"cannot read {path} as UTF-8 text: {error}") from error
-    if path.suffix != ".jsonl":
-        return [text]
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            document = None
-        if not isinstance(document, str):
-            raise QuambaError(f'{path}, line {number}: expected a JSON object with a string in its field "text"')
-        documents.append(document)
-    return documents
-
-
-def _read_hub(name: str, source: HubText) -> list[str]:
-    import datasets  # slow to import, and only these texts need it
-
-    try:
-        rows = datasets.load_dataset(source.path, source.name, data_files=source.data_files, split=source.split)
-    except (OSError, ValueError, ImportError, datasets.exceptions.DatasetsError) as error:
-        raise QuambaError(
-            f"cannot load the text {name!r}: tried split {source.split!r} of {source.path} on the Hugging Face hub and "
-            f"in the local cache ({type(error).__name__}: {error}). Without the hub give a local file (.txt or .jsonl) "
-            f"instead of the name, or {EMBEDDED_TEXT!r}, which is embedded"
-        ) from error
-    if source.rows is not None and source.rows < len(rows):
-        logger.info("%s: using the first %d of %d rows", name, source.rows, len(rows))
-        rows = rows.select(range(source.rows))
-    documents = list(rows[source.field])
-    return documents if source.joined_by is None else [source.joined_by.join(documents)]
+def _documents(name: str, rows: list[str], articles: bool) -> list[str]:
+    if name == PLAIN_WIKITEXT:
+        return [plain_text(rows)]
+    if name == WIKITEXT:
+        return split_articles(rows) if articles else [running_text(rows)]
+    return rows
 
 
 def token_stream(documents: Sequence[str], tokenizer) -> Tensor:
     """int64 [tokens]: every document's tokens, each behind the tokenizer's bos (or eos) token, as in pre-training.
 
-    A tokenizer that has neither token gives the documents without a mark between them.
+    A tokenizer that has neither token gives the documents without a mark between them. Tokens of large texts are kept
+    between runs, see `token_cache`.
     """
-    separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    prefix = [] if separator is None else [separator]
-    encoded = tokenizer(list(documents), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return torch.tensor([token for ids in encoded["input_ids"] for token in (*prefix, *ids)], dtype=torch.int64)
+    text = tokenize(documents, tokenizer)
+    mark = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if mark is None:
+        return text.tokens
+    marked = [piece for document in text.documents() for piece in (torch.tensor([mark]), document)]
+    return torch.cat([text.tokens[:0], *marked])
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -194,15 +143,13 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise QuambaError(f"{name} is {value}: it must be at least {least}")
 
 
-def token_windows(documents: Sequence[str], tokenizer, seqlen: int, count: int, seed: int = 0) -> Tensor:
-    """Calibration samples: int64 [count, seqlen], windows of the token stream chosen at random without overlap.
-
-    Where the text has fewer than `count` windows all of them are given, with a warning in the log.
-    Raises QuambaError when the text has not even one.
-    """
+def _check_sample(seqlen: int, count: int) -> None:
     _check_at_least("the length of a calibration sequence", seqlen, 1)
     _check_at_least("the number of calibration sequences", count, 1)
-    stream = token_stream(documents, tokenizer)
+
+
+def _distinct_sequences(stream: Tensor, seqlen: int, count: int) -> int:
+    """How many sequences without overlap a stream has. Raises QuambaError for none, warns of less than `count`."""
     available = len(stream) // seqlen
     if available == 0:
         raise QuambaError(
@@ -217,10 +164,69 @@ def token_windows(documents: Sequence[str], tokenizer, seqlen: int, count: int, 
             count,
             available,
         )
+    return available
+
+
+def token_windows(documents: Sequence[str], tokenizer, seqlen: int, count: int, seed: int = 0) -> Tensor:
+    """Calibration samples: int64 [count, seqlen], windows of the token stream chosen at random without overlap.
+
+    Where the text has fewer than `count` windows all of them are given, with a warning in the log.
+    Raises QuambaError when the text has not even one.
+    """
+    _check_sample(seqlen, count)
+    stream = token_stream(documents, tokenizer)
+    available = _distinct_sequences(stream, seqlen, count)
     generator = torch.Generator().manual_seed(seed)
     offset = int(torch.randint(len(stream) - available * seqlen + 1, (), generator=generator))
     windows = stream[offset : offset + available * seqlen].view(available, seqlen)
     return windows[torch.randperm(available, generator=generator)[:count]]
+
+
+def token_slices(documents: Sequence[str], tokenizer, seqlen: int, count: int, seed: int = 0) -> Tensor:
+    """Calibration samples: int64 [count, seqlen], slices of long documents at random places, as AWQ and GPTQ take them.
+
+    Each is drawn on its own: a document, any of those with at least `seqlen` tokens as likely as another, then any
+    place in it. So a slice lies within one document, without a mark, and slices of one document may overlap, unlike
+    those of `token_windows`. The same documents, tokenizer and seed give exactly the same slices everywhere, and a
+    smaller `count` the first of them.
+    Raises QuambaError when no document is long enough.
+    """
+    _check_sample(seqlen, count)
+    tokenized = tokenize(documents, tokenizer).documents()
+    long = [tokens for tokens in tokenized if len(tokens) >= seqlen]
+    if not long:
+        longest = max(map(len, tokenized), default=0)
+        raise QuambaError(
+            f"no document of the calibration text has {seqlen} tokens, the longest has {longest}: "
+            "give longer documents or shorter sequences (--calib_seqlen)"
+        )
+    logger.info("slices of %d tokens: %d of %d documents are long enough", seqlen, len(long), len(tokenized))
+    generator = torch.Generator().manual_seed(seed)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    slices = []
+    for _ in range(count):
+        tokens = long[below(len(long))]
+        start = below(len(tokens) - seqlen + 1)
+        slices.append(tokens[start : start + seqlen])
+    return torch.stack(slices)  # [N, L]
+
+
+def first_windows(documents: Sequence[str], tokenizer, seqlen: int, count: int) -> Tensor:
+    """Calibration samples without chance: int64 [count, seqlen], the token stream from its start, cut into sequences.
+
+    Where the text has fewer than `count` sequences all of them are given, with a warning in the log.
+    Raises QuambaError when the text has not even one.
+    """
+    _check_sample(seqlen, count)
+    stream = token_stream(documents, tokenizer)
+    count = min(count, _distinct_sequences(stream, seqlen, count))
+    return stream[: count * seqlen].view(count, seqlen)
+
+
+SAMPLINGS = {"windows": token_windows, "slices": token_slices}
 
 
 def evaluation_windows(documents: Sequence[str], tokenizer, seqlen: int) -> list[Tensor]:

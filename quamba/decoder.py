@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .convert import check_architecture, install_float_mixers
 from .errors import QuambaError
+from .nn.embedding import QuantHead
 from .nn.mamba1_step import Mamba1Step
 from .nn.module import QuantModule
 from .nn.placement import place_weights
@@ -36,7 +37,8 @@ class Decoder:
         self._blocks: Mamba1Step | None = None
         if all(isinstance(mixer, QuantModule) for mixer in mixers):
             place_weights(model)
-            head = model.lm_head if isinstance(model.lm_head, QuantModule) else None
+            fused = isinstance(model.lm_head, QuantHead) and not model.lm_head.chunks
+            head = model.lm_head if fused else None
             self._blocks = Mamba1Step(mixers, model.backbone.norm_f, head)
         else:
             install_float_mixers(model)

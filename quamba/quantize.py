@@ -1,7 +1,7 @@
-"""The only orchestrator: transforms -> calibration -> conversion, in that order."""
+"""The only orchestrator: transforms -> weights -> calibration -> conversion, in that order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,10 @@ from .scheme import DYNAMIC, FLOAT, QuantizationRecipe, create_recipe
 from .tap_observers import check_observer_options, parse_observers
 from .transforms import fuse_final_norm, fuse_norm, rotate_out_proj
 from .transforms import rotate_residual as rotate_residual_stream
+from .weight_run import WINDOWS, WeightRun, expect_vectors
+from .weights.method import WeightMethod
+
+NEAREST = WeightMethod()
 
 
 def quantize(
@@ -27,6 +31,10 @@ def quantize(
     observer: str | Mapping[str, str] | None = None,
     calibration: CalibrationText | CalibrationResult | Tensor | None = None,
     *,
+    weights: WeightMethod = NEAREST,
+    weight_text: CalibrationText | Tensor | None = None,
+    progress_dir: str | Path | None = None,
+    resume: bool = False,
     group_size: int | None = None,
     dynamic: bool = False,
     observer_options: Mapping[str, Mapping] | None = None,
@@ -39,17 +47,20 @@ def quantize(
     save_activations: str | Path | None = None,
     progress: bool = True,
 ) -> PreTrainedModel:
-    """Quantizes a float Mamba in place and returns it; what calibration found is at `model.quamba_calibration`.
+    """Quantizes a float model in place and returns it: a Mamba, or the weights alone (scheme *a16) of any causal LM.
 
-    `scheme`: w8a8, w4a8, w4a16 or w8a16; `group_size` of 4-bit weights (None: 128); `dynamic`: an activation scale for
-    every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 4 or 8 (None: as the
-    weights); a tied pair of the same bits stays one table unless `untie`.
+    What calibration found is at `model.quamba_calibration`, what became of the weights at `model.quamba_weights`.
+    `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen; `weight_text`: what a
+    method that looks at activations reads (None: as `calibration`, 128 sequences); `progress_dir`: where it keeps the
+    layers that are done, and with `resume` goes on from; `group_size` of 4 and 3-bit weights (None: 128); `dynamic`: an
+    activation scale for every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`, `lm_head_bits`:
+    8, 4 or 3 (None: as the weights); a tied pair of the same bits stays one table unless `untie`.
     `observer`: a name (for tap x) or tap -> name, see `tap_observers.parse_observers`; taps without one keep their own
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
     `CalibrationText`), windows of token ids int64 [count, seqlen], or an earlier result to reuse. `save_activations`:
     the folder that the first batch and a histogram of every watched tap are written to, see `activations`. Float
-    activations (w4a16, w8a16) need no calibration and take none: the result is None.
+    activations need no calibration of scales and take none: the result is None.
     Source: Quamba, arXiv 2410.13229. Raises QuambaError for a model, scheme, text or option that does not fit, before
     the model is changed; and for NaN or infinity in the activations, which leaves it transformed: load it again then.
     """
@@ -67,9 +78,19 @@ def quantize(
         untie=untie,
         rotate_residual=rotate_residual,
     )
+    convert.check_model_type(model.config.model_type, recipe.scheme)
+    if rotate_residual and not convert.is_mamba(model.config.model_type):
+        raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
+    rounding = _weight_run(model, tokenizer, recipe, weights, weight_text)
     given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
-    source = _scale_source(model, tokenizer, recipe, **given, save_activations=save_activations)
-    return _apply(model, recipe, source, progress)
+    source = _scale_source(model, tokenizer, recipe, rounding, **given, save_activations=save_activations)
+    if rounding is not None and progress_dir is not None:
+        rounding.keep_progress(Path(progress_dir), model_fingerprint(model), resume)
+    elif resume:
+        raise QuambaError(
+            "nothing to resume: weights rounded to nearest keep no progress, and without progress_dir none is"
+        )
+    return _apply(model, recipe, rounding, source, progress)
 
 
 @dataclass
@@ -101,10 +122,30 @@ class _CalibrationRun:
         )
 
 
+def _weight_run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: QuantizationRecipe,
+    method: WeightMethod,
+    text: CalibrationText | Tensor | None,
+) -> WeightRun | None:
+    """The checked rounding of the weights, None of one that looks at no activations."""
+    if not method.calibrated:
+        if text is not None:
+            raise QuambaError(f"weight_text does nothing with the weight method {method.describe()!r}: drop it")
+        return None
+    if text is None:
+        text = default_text(model)
+        text = replace(text, data_num=min(text.data_num, WINDOWS), sampling="slices")
+    windows, described = _read_windows(text, model, tokenizer)
+    return WeightRun(windows, method, recipe, (described or CalibrationText()).batch_size, folder=None)
+
+
 def _scale_source(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     recipe: QuantizationRecipe,
+    rounding: WeightRun | None,
     *,
     observer: str | Mapping[str, str] | None,
     observer_options: Mapping[str, Mapping] | None,
@@ -128,12 +169,14 @@ def _scale_source(
     else:
         observers = parse_observers(observer or None, head=recipe.lm_head_bits is not None, dynamic=act == DYNAMIC)
         check_observer_options(observers, options, n_bits)
-    convert.install_float_mixers(model)
+    if convert.is_mamba(model.config.model_type):
+        convert.install_float_mixers(model)
     if recipe.rotate_residual:
         hadamard_base(model.config.hidden_size)
     if act == FLOAT:
         return None
     fingerprint = f"{model_fingerprint(model)}{'-rotated' if recipe.rotate_residual else ''}"
+    fingerprint += f"-{rounding.fingerprint()}" if rounding else ""
     if isinstance(calibration, CalibrationResult):
         if save_activations is not None:
             raise QuambaError("save_activations needs a calibration run, and an earlier result is reused: drop one")
@@ -157,18 +200,31 @@ def _refuse(recipe: QuantizationRecipe, **given) -> None:
 def _apply(
     model: PreTrainedModel,
     recipe: QuantizationRecipe,
+    rounding: WeightRun | None,
     source: _CalibrationRun | CalibrationResult | None,
     progress: bool,
 ) -> PreTrainedModel:
-    """Transforms, calibrates and converts the model in place."""
+    """Transforms, rounds, calibrates and converts the model in place."""
     dtype = model.dtype
-    model.float()  # weights are fused, rotated and rounded in float32 whatever they are stored in
-    transform(model, recipe.rotate_residual)
+    if convert.is_mamba(model.config.model_type):
+        model.float()  # weights are fused, rotated and rounded in float32 whatever they are stored in
+        transform(model, recipe.rotate_residual)
+    rounded = rounding.run(model, progress) if rounding else None
+    layers = rounded.layers if rounded else None
+    if rounded:
+        vectors = None if rounded.head is None else rounded.head.input_scales
+        recipe = replace(recipe, multipliers=rounded.vectors, lm_head_chunks=0 if vectors is None else len(vectors))
+        if recipe.scheme.act != FLOAT:
+            expect_vectors(model, layers, recipe.scheme.weight.group_size)
     result = source.run(model, progress) if isinstance(source, _CalibrationRun) else source
-    convert.convert(model, recipe, result.scales() if result else {})
-    model.to(dtype)
+    convert.convert(model, recipe, result.scales() if result else {}, layers, rounded.head if rounded else None)
+    if convert.is_mamba(model.config.model_type):
+        model.to(dtype)
     mark_quantized(model, recipe)
     model.quamba_calibration = result
+    model.quamba_weights = rounded.to_dict() if rounded else None
+    if rounding and rounding.folder:
+        rounding.folder.discard()
     return model
 
 

@@ -30,6 +30,7 @@ class TensorSpec:
 WEIGHTS = {
     8: TensorSpec(8, granularity="per_channel"),
     4: TensorSpec(4, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),
+    3: TensorSpec(3, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),  # stored as 4 bits
 }
 FLOAT = TensorSpec(16, granularity="none")
 STATIC, DYNAMIC = TensorSpec(8), TensorSpec(8, granularity="per_token")
@@ -37,13 +38,13 @@ ACTIVATIONS = {(8, False): STATIC, (8, True): DYNAMIC, (16, False): FLOAT}
 
 
 def weight_spec(bits: int, group_size: int | None = None) -> TensorSpec:
-    """The format of weights of 8 or 4 bits. Raises QuambaError for other bits and for groups that there are not."""
+    """The format of weights of 8, 4 or 3 bits. Raises QuambaError for other bits and for groups that there are not."""
     if type(bits) is not int or bits not in WEIGHTS:
-        raise QuambaError(f"weights have {' or '.join(map(str, sorted(WEIGHTS)))} bits, not {bits!r}")
+        raise QuambaError(f"weights have 3, 4 or 8 bits, not {bits!r}")
     if group_size is None:
         return WEIGHTS[bits]
     if WEIGHTS[bits].granularity != "per_group":
-        raise QuambaError(f"group_size {group_size} needs 4-bit weights: {bits}-bit ones have a scale per channel")
+        raise QuambaError(f"group_size {group_size} needs 4 or 3-bit weights: {bits}-bit ones have a scale per channel")
     if type(group_size) is not int or group_size not in GROUP_SIZES:
         raise QuambaError(f"group_size {group_size!r} has no kernels: choose of {', '.join(map(str, GROUP_SIZES))}")
     return TensorSpec(bits, symmetric=False, granularity="per_group", group_size=group_size)
@@ -68,12 +69,12 @@ class Scheme:
 
 SCHEMES = {
     name: Scheme(name, weight=WEIGHTS[w_bits], act=ACTIVATIONS[a_bits, False])
-    for name, w_bits, a_bits in (("w8a8", 8, 8), ("w4a8", 4, 8), ("w4a16", 4, 16), ("w8a16", 8, 16))
+    for name, w_bits, a_bits in ((f"w{w_bits}a{a_bits}", w_bits, a_bits) for a_bits in (8, 16) for w_bits in WEIGHTS)
 }
 
 
 def get_scheme(name: str, group_size: int | None = None, dynamic: bool = False) -> Scheme:
-    """The scheme of that name; `group_size` of 4-bit weights (None: 128), `dynamic`: activation scales per token.
+    """The scheme of that name; `group_size` of 4 and 3-bit weights (None: 128), `dynamic`: activation scales per token.
 
     Raises QuambaError naming the known ones, and for a group size or dynamic scales where they mean nothing.
     """
@@ -115,8 +116,11 @@ class QuantizationRecipe:
     lm_head_bits: int | None = None
     tied_head: bool = False  # one quantized table serves embedding and head
     rotate_residual: bool = False
+    multipliers: tuple[str, ...] = ()  # linear layers, by their name in a block, whose input has a vector (AWQ)
+    lm_head_chunks: int = 0  # of the head's rows, where the input has a vector for each
 
     def __post_init__(self):
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))  # JSON has lists
         for bits in (self.embedding_bits, self.lm_head_bits):
             if bits is not None:
                 weight_spec(bits)

@@ -5,6 +5,7 @@ import os
 # before torch is imported: threads that wait give up the core instead of spinning on it, which on a busy machine
 # costs tiny ops many times their own time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("QUAMBA_CACHE", "off")  # tests leave the user's cache alone
 
 from collections.abc import Callable
 

@@ -82,6 +82,8 @@ def test_an_embedded_model_has_a_quick_default_and_any_other_the_usual_one(tiny_
         "seqlen": tiny.calib_seqlen,
         "seed": 0,
         "batch_size": tiny.batch_size,
+        "data_dir": None,
+        "sampling": "windows",
     }
     model.config.name_or_path = "somewhere/else/mamba-tiny"  # the name alone makes no embedded model
     assert default_text(model) == CalibrationText()

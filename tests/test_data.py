@@ -1,4 +1,6 @@
+import collections
 import hashlib
+import itertools
 import json
 import shutil
 
@@ -6,6 +8,8 @@ import datasets
 import pytest
 import torch
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from quamba import data
@@ -79,7 +83,7 @@ def test_unreadable_files_are_named(tmp_path, file, content, message):
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):
-    with pytest.raises(QuambaError, match=r"'wikitext3'.*stdlib, wikitext2, c4, pile, lambada"):
+    with pytest.raises(QuambaError, match=r"'wikitext3'.*stdlib, wikitext2, wikitext2-simple, c4, pile, lambada"):
         data.load_text("wikitext3")
     with pytest.raises(QuambaError, match=r"no \.txt and no \.jsonl"):
         data.load_text(tmp_path)
@@ -138,6 +142,64 @@ def test_too_little_calibration_text_is_said(caplog):
         data.token_windows(documents, WordTokenizer(), seqlen=11, count=1)
     with pytest.raises(QuambaError, match="number of calibration sequences is 0"):
         data.token_windows(documents, WordTokenizer(), seqlen=4, count=0)
+
+
+def test_first_windows_are_the_text_from_its_start_without_chance(caplog):
+    documents = ["1 2 3 4", "5 6 7 8 9"]  # 11 tokens with the marks
+    assert data.first_windows(documents, WordTokenizer(), seqlen=3, count=2).tolist() == [[0, 1, 2], [3, 4, 0]]
+    assert not caplog.records
+    assert data.first_windows(documents, WordTokenizer(), seqlen=4, count=5).tolist() == [[0, 1, 2, 3], [4, 0, 5, 6]]
+    assert "2 distinct sequences of 4 tokens, not 5" in caplog.text
+    with pytest.raises(QuambaError, match="11 tokens, fewer than one sequence of 12"):
+        data.first_windows(documents, WordTokenizer(), seqlen=12, count=1)
+    with pytest.raises(QuambaError, match="length of a calibration sequence is 0"):
+        data.first_windows(documents, WordTokenizer(), seqlen=0, count=1)
+
+
+def numbered(lengths: list[int]) -> list[str]:
+    """Documents of so many words, which are the numbers from 1 on: no two words are the same."""
+    ends = list(itertools.accumulate(lengths, initial=1))
+    return [" ".join(map(str, range(start, end))) for start, end in itertools.pairwise(ends)]
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), seqlen=st.integers(1, 30), seed=st.integers(0, 99))
+def test_a_slice_is_a_piece_of_one_document_that_is_long_enough(lengths, seqlen, seed):
+    documents = numbered(lengths)
+    if max(lengths) < seqlen:
+        with pytest.raises(QuambaError, match=f"no document .* has {seqlen} tokens, the longest has {max(lengths)}:"):
+            data.token_slices(documents, WordTokenizer(), seqlen, 1, seed)
+        return
+    slices = data.token_slices(documents, WordTokenizer(), seqlen, 5, seed)
+    assert slices.shape == (5, seqlen) and slices.dtype == torch.int64
+    for piece in slices.tolist():
+        text = f" {' '.join(map(str, piece))} "
+        assert any(text in f" {document} " for document in documents)  # and so without a mark, which is 0
+
+
+def test_slices_depend_on_the_seed_alone_and_fewer_are_the_first_ones():
+    slices = data.token_slices(numbered([400, 3, 500]), WordTokenizer(), seqlen=7, count=12, seed=3)
+    again = data.token_slices(numbered([400, 3, 500]), WordTokenizer(), seqlen=7, count=5, seed=3)
+    assert torch.equal(slices[:5], again)
+    assert not torch.equal(slices, data.token_slices(numbered([400, 3, 500]), WordTokenizer(), 7, 12, seed=4))
+
+
+def test_slices_come_from_every_place_of_every_long_document():
+    """One of 4 tokens has 2 places for a slice of 3, one of 6 has 4: documents are drawn first, then places."""
+    slices = data.token_slices(numbered([4, 2, 6]), WordTokenizer(), seqlen=3, count=4000).tolist()
+    counts = collections.Counter(piece[0] for piece in slices)
+    assert counts.keys() == {1, 2, 7, 8, 9, 10}
+    assert all(0.9 < counts[start] / 1000 < 1.1 for start in (1, 2))
+    assert all(0.85 < counts[start] / 500 < 1.15 for start in (7, 8, 9, 10))
+
+
+def test_a_short_text_gives_slices_that_overlap_where_windows_would_be_too_few():
+    assert data.token_slices(["5 6 7"], WordTokenizer(), seqlen=3, count=4).tolist() == [[5, 6, 7]] * 4
+
+
+@pytest.mark.parametrize(("seqlen", "count", "message"), [(0, 1, "sequence is 0"), (1, 0, "sequences is 0")])
+def test_slices_of_nothing_are_an_error(seqlen, count, message):
+    with pytest.raises(QuambaError, match=message):
+        data.token_slices(["1 2"], WordTokenizer(), seqlen, count)
 
 
 def test_evaluation_windows_cover_the_text_in_order():

@@ -54,7 +54,14 @@ def raising(error: BaseException):
 
 
 def test_the_commands_have_names_of_their_own():
-    assert [command.NAME for command in COMMANDS] == ["generate", "profile", "observers", "compare-logs"]
+    assert [command.NAME for command in COMMANDS] == [
+        "generate",
+        "profile",
+        "observers",
+        "compare",
+        "diagnose",
+        "compare-logs",
+    ]
 
 
 def test_help_lists_every_command(capsys):

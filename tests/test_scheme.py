@@ -23,7 +23,7 @@ BOTH = {"quantize_embedding": True, "quantize_lm_head": True}
 
 
 def test_the_schemes_of_the_table():
-    assert list(SCHEMES) == ["w8a8", "w4a8", "w4a16", "w8a16"]
+    assert list(SCHEMES) == ["w8a8", "w4a8", "w3a8", "w8a16", "w4a16", "w3a16"]
     for name, scheme in SCHEMES.items():
         assert name == scheme.name == f"w{scheme.weight.bits}a{scheme.act.bits}"
         assert get_scheme(name) == scheme
@@ -51,9 +51,9 @@ def test_the_convolution_is_int8_with_int8_activations_and_float_with_float_ones
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("w3a3",), "unknown scheme 'w3a3': choose one of w8a8, w4a8, w4a16, w8a16"),
-        (("w8a8", 64), "group_size 64 needs 4-bit weights: 8-bit ones have a scale per channel"),
-        (("w8a16", 128), "group_size 128 needs 4-bit weights"),
+        (("w3a3",), "unknown scheme 'w3a3': choose one of w8a8, w4a8, w3a8, w8a16, w4a16, w3a16"),
+        (("w8a8", 64), "group_size 64 needs 4 or 3-bit weights: 8-bit ones have a scale per channel"),
+        (("w8a16", 128), "group_size 128 needs 4 or 3-bit weights"),
         (("w4a8", 48), "group_size 48 has no kernels: choose of 32, 64, 128, 256"),
         (("w4a8", 0), "group_size 0 has no kernels"),
         (("w4a8", 64.0), "group_size 64.0 has no kernels"),
@@ -76,7 +76,7 @@ def test_every_variant_is_read_back(scheme):
 
 def test_there_are_as_many_variants_as_there_are_combinations():
     found = list(variants())
-    assert len(set(found)) == len(found) == 2 + 4 * 2 + 4 + 1
+    assert len(set(found)) == len(found) == (2 + 1) + 2 * 4 * (2 + 1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_there_are_as_many_variants_as_there_are_combinations():
 def test_a_scheme_that_no_kernel_runs_is_refused(part, changes):
     fields = asdict(get_scheme("w4a8"))
     fields[part] |= changes
-    with pytest.raises(QuambaError, match=r"is not one this version runs \(w8a8, w4a8, w4a16, w8a16\)"):
+    with pytest.raises(QuambaError, match=r"is not one this version runs \(w8a8, w4a8, w3a8, w8a16, w4a16, w3a16\)"):
         scheme_from_dict(fields)
 
 
@@ -145,8 +145,8 @@ def test_a_tied_pair_of_the_same_bits_stays_one_table_unless_asked(tied, options
     [
         ({"embedding_bits": 4}, "embedding_bits 4 does nothing without quantize_embedding"),
         ({"lm_head_bits": 8}, "lm_head_bits 8 does nothing without quantize_lm_head"),
-        ({"quantize_embedding": True, "embedding_bits": 3}, "weights have 4 or 8 bits, not 3"),
-        ({"quantize_lm_head": True, "lm_head_bits": 16}, "weights have 4 or 8 bits, not 16"),
+        ({"quantize_embedding": True, "embedding_bits": 5}, "weights have 3, 4 or 8 bits, not 5"),
+        ({"quantize_lm_head": True, "lm_head_bits": 16}, "weights have 3, 4 or 8 bits, not 16"),
         ({"untie": True}, "to untie embedding and head does nothing unless both are quantized"),
         ({"untie": True, "quantize_lm_head": True}, "does nothing unless both are quantized"),
     ],
@@ -164,7 +164,7 @@ def test_a_recipe_with_an_unknown_field_scheme_or_table_is_refused():
         QuantizationRecipe.from_dict({**fields, "colour": "blue"})
     with pytest.raises(QuambaError, match="w1a1"):
         QuantizationRecipe.from_dict({**fields, "scheme": {**fields["scheme"], "name": "w1a1"}})
-    with pytest.raises(QuambaError, match="weights have 4 or 8 bits, not True"):
+    with pytest.raises(QuambaError, match="weights have 3, 4 or 8 bits, not True"):
         QuantizationRecipe.from_dict({**fields, "embedding_bits": True})
     with pytest.raises(QuambaError, match="cannot serve an embedding of 8 and a head of 4 bits"):
         replace(recipe, lm_head_bits=4)

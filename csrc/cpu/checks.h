@@ -35,6 +35,12 @@ inline const float* floats(const std::optional<at::Tensor>& t, at::IntArrayRef s
   return t.has_value() ? floats(*t, shape, name, keep) : nullptr;
 }
 
+// row[i] *= multiplier[i]; nothing without one.
+inline void multiply_row(float* row, const float* multiplier, int64_t n) {
+  if (multiplier)
+    for (int64_t i = 0; i < n; ++i) row[i] *= multiplier[i];
+}
+
 // Rows may be strided (a slice of a projection's output); values within a row may not.
 inline at::Tensor with_contiguous_rows(const at::Tensor& t) {
   return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous();

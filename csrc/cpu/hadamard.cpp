@@ -11,25 +11,27 @@ namespace quamba::cpu {
 namespace {
 
 struct Transform {
-  at::Tensor base_copy;
+  at::Tensor base_copy, multiplier_copy;
   const float* base;
+  const float* multiplier;  // [n] or null
   int64_t n, p;
 };
 
-Transform check(const at::Tensor& x, const at::Tensor& base) {
+Transform check(const at::Tensor& x, const at::Tensor& base, const std::optional<at::Tensor>& multiplier) {
   TORCH_CHECK_VALUE(x.dim() >= 1 && base.dim() == 2 && base.size(0) >= 1, "x must be [..., n] and base [p, p], got ",
                     x.sizes(), " and ", base.sizes());
   Transform transform;
   transform.n = x.size(-1);
   transform.p = base.size(0);
   transform.base = floats(base, {transform.p, transform.p}, "base", transform.base_copy);
+  transform.multiplier = floats(multiplier, {transform.n}, "multiplier", transform.multiplier_copy);
   const int64_t s = transform.n / transform.p;
   TORCH_CHECK_VALUE(transform.p <= kMaxHadamardBase && s * transform.p == transform.n && s > 0 && (s & (s - 1)) == 0,
                     "no Hadamard matrix of size ", transform.n, " over a base of ", transform.p);
   return transform;
 }
 
-// Rotates every row of x into a buffer and hands it to finish(row index, rotated row).
+// Rotates every row of x into a buffer, multiplies it, and hands it to finish(row index, rotated row).
 template <typename Finish>
 void rotate_rows(const at::Tensor& x, const Transform& transform, const Finish& finish) {
   const int64_t n = transform.n;
@@ -39,13 +41,14 @@ void rotate_rows(const at::Tensor& x, const Transform& transform, const Finish& 
     std::vector<float> rotated(n + kHadamardPadding);
     for (int64_t row = begin; row < end; ++row) {
       kernels().hadamard(rows + row * n, n, transform.base, transform.p, rotated.data());
+      multiply_row(rotated.data(), transform.multiplier, n);
       finish(row, rotated.data());
     }
   });
 }
 
-at::Tensor hadamard(const at::Tensor& x, const at::Tensor& base) {
-  const Transform transform = check(x, base);
+at::Tensor hadamard(const at::Tensor& x, const at::Tensor& base, const std::optional<at::Tensor>& multiplier) {
+  const Transform transform = check(x, base, multiplier);
   at::Tensor out = at::empty(x.sizes(), x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
   rotate_rows(x, transform, [&](int64_t row, const float* rotated) {
@@ -54,8 +57,9 @@ at::Tensor hadamard(const at::Tensor& x, const at::Tensor& base) {
   return out;
 }
 
-at::Tensor hadamard_quant(const at::Tensor& x, const at::Tensor& base, const at::Tensor& scale) {
-  const Transform transform = check(x, base);
+at::Tensor hadamard_quant(const at::Tensor& x, const at::Tensor& base, const at::Tensor& scale,
+                          const std::optional<at::Tensor>& multiplier) {
+  const Transform transform = check(x, base, multiplier);
   const float s = scalar_of(scale, "scale");
   at::Tensor out = at::empty(x.sizes(), x.options().dtype(at::kChar));
   int8_t* to = out.mutable_data_ptr<int8_t>();

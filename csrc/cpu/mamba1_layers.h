@@ -8,7 +8,7 @@
 namespace quamba::cpu {
 
 enum Tap { kIn, kConvIn, kZ, kX, kDtRank, kB, kC, kOut, kTaps };
-enum Slot { kInProj = 0, kXProj = 4, kDtProj = 8, kOutProj = 12, kConvWeight = 16, kConvScale, kConvBias, kA, kD,
+enum Slot { kInProj = 0, kXProj = 5, kDtProj = 10, kOutProj = 15, kConvWeight = 20, kConvScale, kConvBias, kA, kD,
             kTapScales, kInProjOutScale, kXProjOutScale, kSlots };
 
 struct Shape {
@@ -18,6 +18,7 @@ struct Shape {
 struct StepLinear {
   LinearWeights weights;
   const float* bias;
+  const float* multiplier;  // [I] of the input, or null
 };
 
 struct Layer {
@@ -50,12 +51,12 @@ inline const float* slot_floats(const std::optional<at::Tensor>& t, at::IntArray
   return t->const_data_ptr<float>();
 }
 
-// The slots weight, scale, zero, bias of a layer from `in` to `out` features.
+// The slots weight, scale, zero, bias, multiplier of a layer from `in` to `out` features.
 inline StepLinear step_linear(const std::optional<at::Tensor>* slots, int64_t in, int64_t out, int64_t group_size,
                               const char* name) {
   TORCH_CHECK_VALUE(slots[0].has_value() && slots[1].has_value(), name, " lacks its weight or its scale");
   const LinearWeights weights = linear_weights(*slots[0], *slots[1], slots[2], in, out, group_size, name);
-  return {weights, slot_floats(slots[3], {out}, name)};
+  return {weights, slot_floats(slots[3], {out}, name), slot_floats(slots[4], {in}, name)};
 }
 
 inline void* state_data(const at::Tensor& state, at::ScalarType dtype, at::IntArrayRef shape, const char* name) {
@@ -93,6 +94,8 @@ inline Layer read_layer(const std::optional<at::Tensor>* slots, const Shape& s, 
   layer.x_proj = step_linear(slots + kXProj, s.channels, s.dt_rank + 2 * s.d_state, group_size, "x_proj");
   layer.dt_proj = step_linear(slots + kDtProj, s.dt_rank, s.channels, group_size, "dt_proj");
   layer.out_proj = step_linear(slots + kOutProj, s.channels, s.hidden, group_size, "out_proj");
+  TORCH_CHECK_VALUE(float_activations || (!layer.x_proj.multiplier && !layer.dt_proj.multiplier),
+                    "int8 inputs of x_proj and dt_proj cannot be multiplied");
   const at::Tensor& conv = *slots[kConvWeight];
   check_dtype(conv, dtype, "conv_weight");
   check_shape(conv, {s.channels, s.width}, "conv_weight");

@@ -125,6 +125,18 @@ class Step {
     }
   }
 
+  // A row that is quantized already, or float, as the thread's own input of a layer that reads all of it.
+  void lay_out_whole(const StepLinear& linear, const T* x, int64_t r, Private& own) const {
+    if constexpr (kFloat) {
+      if (linear.multiplier) {
+        std::copy_n(x, linear.weights.in, own.row.data());
+        multiply_row(own.row.data(), linear.multiplier, linear.weights.in);
+        x = own.row.data();
+      }
+    }
+    own.input.lay_out(linear.weights, x, r);
+  }
+
   // What becomes of the outputs for those rows.
   LinearOutput output(const float* scale, const float* bias, void* to, int64_t stride) const {
     LinearOutput out{};
@@ -141,6 +153,7 @@ class Step {
   void normalize(const Layer& layer, Range rows, Private& own) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       kernels().rms_norm(hidden_ + r * s_.hidden, s_.hidden, eps_, own.row.data());
+      multiply_row(own.row.data(), layer.in_proj.multiplier, s_.hidden);
       lay_out_row(layer.in_proj.weights, scale(layer, kIn), own.row.data(), r, own);
     }
   }
@@ -170,7 +183,7 @@ class Step {
 
   // x_proj: every output mixes all channels.
   void mix(const Layer& layer, Range range, Private& own) {
-    for (int64_t r = 0; r < s_.batch; ++r) own.input.lay_out(layer.x_proj.weights, x_.data() + r * s_.channels, r);
+    for (int64_t r = 0; r < s_.batch; ++r) lay_out_whole(layer.x_proj, x_.data() + r * s_.channels, r, own);
     LinearOutput out{};
     out.x_scale = kFloat ? nullptr : layer.taps + kX;
     out.bias = layer.x_proj.bias;
@@ -181,7 +194,7 @@ class Step {
   }
 
   void scan(const Layer& layer, Range channels, Private& own) {
-    for (int64_t r = 0; r < s_.batch; ++r) own.input.lay_out(layer.dt_proj.weights, dt_B_C_.data() + r * dt_B_C(), r);
+    for (int64_t r = 0; r < s_.batch; ++r) lay_out_whole(layer.dt_proj, dt_B_C_.data() + r * dt_B_C(), r, own);
     LinearOutput out{};
     out.x_scale = kFloat ? nullptr : layer.taps + kDtRank;
     out.bias = layer.dt_proj.bias;
@@ -217,6 +230,7 @@ class Step {
   void rotate(const Layer& layer, Range rows, Private& own) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       kernels().hadamard(y_.data() + r * s_.channels, s_.channels, base_, base_size_, own.row.data());
+      multiply_row(own.row.data(), layer.out_proj.multiplier, s_.channels);
       lay_out_row(layer.out_proj.weights, scale(layer, kOut), own.row.data(), r, own);
     }
   }

@@ -1,5 +1,6 @@
 """Checkpoints: finding one by name, reading the formats it may have, writing and verifying quantized ones."""
 
+from .dequantized import save_dequantized
 from .load import load, load_checkpoint
 from .load_float import load_float
 from .quantized import METHOD, check_replaceable, load_quantized, recipe_of, save_quantized
@@ -17,5 +18,6 @@ __all__ = [
     "load_tokenizer",
     "recipe_of",
     "resolve_checkpoint",
+    "save_dequantized",
     "save_quantized",
 ]

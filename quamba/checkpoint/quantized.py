@@ -30,7 +30,8 @@ from .weight_files import weight_files
 logger = logging.getLogger(__name__)
 
 METHOD = "quamba"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0}}  # versions that are read: what their recipes did not have yet
 SAFETENSORS_DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # of parameters, which are cast when they are loaded
 HASH_BLOCK = 1 << 22
@@ -46,9 +47,11 @@ class QuambaConfig(QuantizationConfigMixin):
         self.quant_method = METHOD
         self.format_version = format_version
         self.recipe = recipe
+        if format_version in EARLIER and isinstance(recipe, dict):
+            self.format_version, self.recipe = FORMAT_VERSION, EARLIER[format_version] | recipe
         self.sha256 = sha256 or {}
         unknown.pop("quant_method", None)
-        if format_version != FORMAT_VERSION:
+        if self.format_version != FORMAT_VERSION:
             raise QuambaError(
                 f"this checkpoint has format_version {format_version}, this version of quamba reads {FORMAT_VERSION}"
             )

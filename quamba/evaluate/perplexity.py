@@ -1,7 +1,11 @@
-"""Perplexity of a causal language model on windows of tokens."""
+"""Perplexity of a causal language model on windows of tokens.
+
+Dims: B windows of a batch, n tokens of a window, p predicted ones among them, V vocabulary.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +29,18 @@ class PerplexityResult:
     window_tokens: np.ndarray
 
 
-@torch.inference_mode()
+class Window(NamedTuple):
+    """Tokens int64 [n] that are read together; those from `predicted_from` (1 or more) on are predicted."""
+
+    tokens: Tensor
+    predicted_from: int = 1
+
+    @property
+    def predicted(self) -> int:
+        """How many tokens are predicted."""
+        return len(self.tokens) - self.predicted_from
+
+
 def perplexity(
     model,
     windows: Sequence[Tensor] | Tensor,
@@ -42,38 +57,53 @@ def perplexity(
     windows = list(windows[:max_windows])
     if not windows or min(len(window) for window in windows) < 2:
         raise QuambaError("perplexity needs at least one window, each of two tokens or more")
+    return window_perplexity(model, [Window(window) for window in windows], batch_size, progress)
+
+
+@torch.inference_mode()
+def window_perplexity(
+    model, windows: Sequence[Window], batch_size: int, progress: bool = True, description: str = "perplexity"
+) -> PerplexityResult:
+    """exp of the mean nll of the predicted tokens of every window, which is read alone; see `perplexity`.
+
+    `description`: what stands before the progress bar. Raises QuambaError for no window, for one that predicts nothing,
+    and for a batch size below 1.
+    """
+    if not windows or min(window.predicted for window in windows) < 1:
+        raise QuambaError("perplexity needs at least one window, and a predicted token in each")
     if batch_size < 1:
         raise QuambaError(f"the batch size is {batch_size}: it must be at least 1")
     window_nll: list[float] = []
-    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress) as bar:
-        for batch in _batches(windows, batch_size, model.config.vocab_size):
-            nll = _mean_nll(model, batch.to(model.device))
+    with tqdm(total=len(windows), desc=description, unit="window", disable=not progress) as bar:
+        for tokens, predicted_from in _batches(windows, batch_size, model.config.vocab_size):
+            nll = _mean_nll(model, tokens.to(model.device), predicted_from)
             window_nll.extend(nll.tolist())
-            bar.update(len(batch))
+            bar.update(len(tokens))
     nll = np.array(window_nll)
-    tokens = np.array([len(window) - 1 for window in windows])
+    tokens = np.array([window.predicted for window in windows])
     with np.errstate(over="ignore"):  # a broken model's perplexity may be infinite
         ppl = float(np.exp((nll * tokens).sum() / tokens.sum()))
     return PerplexityResult(ppl, int(tokens.sum()), nll, tokens)
 
 
-def _batches(windows: list[Tensor], batch_size: int, vocab_size: int) -> Iterator[Tensor]:
-    """int64 [B, n]: runs of neighbours of one length, at most `batch_size` and MAX_LOGITS logits a batch."""
+def _batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Iterator[tuple[Tensor, int]]:
+    """(int64 [B, n], predicted_from): runs of neighbours of one form, at most `batch_size` and MAX_LOGITS logits."""
+    forms = [(len(window.tokens), window.predicted_from) for window in windows]
     start = 0
     while start < len(windows):
-        length = len(windows[start])
+        length, predicted_from = forms[start]
         limit = min(batch_size, max(1, MAX_LOGITS // (length * vocab_size)))
         stop = start + 1
-        while stop < min(start + limit, len(windows)) and len(windows[stop]) == length:
+        while stop < min(start + limit, len(windows)) and forms[stop] == forms[start]:
             stop += 1
-        yield torch.stack(windows[start:stop])
+        yield torch.stack([window.tokens for window in windows[start:stop]]), predicted_from
         start = stop
 
 
-def _mean_nll(model, tokens: Tensor) -> Tensor:
-    """int64 [B, n] -> float64 [B]: mean nll in nats of the tokens 1 .. n-1 of each row."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # [B, n, V] -> [B, n-1, V]
-    targets = tokens[:, 1:]
+def _mean_nll(model, tokens: Tensor, predicted_from: int) -> Tensor:
+    """int64 [B, n] -> float64 [B]: mean nll in nats of the tokens `predicted_from` .. n-1 of each row."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, predicted_from - 1 : -1]  # [B, n, V] -> [B, p, V]
+    targets = tokens[:, predicted_from:]  # [B, p]
     nll = torch.zeros(len(tokens), dtype=torch.float64)
     chunk = max(1, NLL_CHUNK // (len(tokens) * logits.shape[-1]))
     for part, target in zip(logits.split(chunk, dim=1), targets.split(chunk, dim=1), strict=True):

@@ -33,6 +33,12 @@ class QuantConv1d(QuantModule):
             converted.bias = conv.bias.detach().to(torch.float32).clone()
         return converted
 
+    def dequantized(self) -> Tensor:
+        """The values of the weights, float32 [D, K]."""
+        return (
+            self.weight if self.weight_scale is None else numerics.dequantize(self.weight, self.weight_scale[:, None])
+        )
+
     def forward(self, x: Tensor, x_scale: Tensor | None, out_scale: Tensor | None, conv_state: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D], int8 with both scales or float32 without any, as the weight is.
 

@@ -5,16 +5,21 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..scheme import FLOAT, STATIC, TensorSpec
+from ..weights.head import head_chunks
 from .linear import QuantLinear
 from .module import QuantModule
 from .weight import QuantWeight
 
 
 class QuantEmbedding(QuantWeight):
-    """A `QuantWeight` [V, H]: 8 bits with a scale per vocabulary row, or 4 bits in groups of a row."""
+    """A `QuantWeight` [V, H]: 8 bits with a scale per vocabulary row, or 4 bits in groups of a row.
 
-    def __init__(self, vocab_size: int, hidden_size: int, spec: TensorSpec):
+    `dtype`: of the rows that it gives.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, spec: TensorSpec, dtype: torch.dtype = torch.float32):
         super().__init__(vocab_size, hidden_size, spec)
+        self.dtype = dtype
 
     @classmethod
     def from_float(cls, embedding: nn.Embedding, spec: TensorSpec) -> "QuantEmbedding":
@@ -24,12 +29,14 @@ class QuantEmbedding(QuantWeight):
         return quantized
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64 [B, L] -> float32 [B, L, H]."""
+        """int64 [B, L] -> `dtype` [B, L, H]."""
         self.tile()
         if self.group_size is None:
-            return ops.embedding_int8(input_ids, self.weight, self.weight_scale, self.in_features)
-        sizes = (self.in_features, self.out_features, self.group_size)
-        return ops.embedding_int4(input_ids, self.weight, self.weight_scale, self.weight_zero, *sizes)
+            rows = ops.embedding_int8(input_ids, self.weight, self.weight_scale, self.in_features)
+        else:
+            sizes = (self.in_features, self.out_features, self.group_size)
+            rows = ops.embedding_int4(input_ids, self.weight, self.weight_scale, self.weight_zero, *sizes)
+        return rows.to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, {self.in_features}, weight={self.spec.describe()}"
@@ -39,6 +46,7 @@ class QuantHead(QuantModule):
     """lm_head with quantized weights; `tied_to` shares an embedding's table instead of owning one.
 
     `act`: the format of its input: int8 with the static scale `head_in_scale`, int8 with a scale per token, or float.
+    `chunks`: of rows, where each has a vector that float inputs are multiplied by, `input_multipliers` [C, H]; 0: none.
     """
 
     def __init__(
@@ -48,9 +56,12 @@ class QuantHead(QuantModule):
         spec: TensorSpec,
         act: TensorSpec = STATIC,
         tied_to: QuantEmbedding | None = None,
+        chunks: int = 0,
     ):
         super().__init__()
-        self.act = act
+        self.act, self.chunks = act, chunks
+        vectors = torch.ones(chunks, hidden_size, dtype=torch.float32) if chunks else None
+        self.register_buffer("input_multipliers", vectors)
         self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32) if act == STATIC else None)
         if tied_to is None:
             self.linear = QuantLinear(hidden_size, vocab_size, bias=False, spec=spec)
@@ -69,6 +80,13 @@ class QuantHead(QuantModule):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [..., H] -> float32 logits [..., V]."""
+        if self.input_multipliers is not None:
+            x, rows = hidden_states.float(), head_chunks(self.table.out_features, self.chunks)
+            parts = [
+                self.table.product(x * vector, rows=chunk)
+                for vector, chunk in zip(self.input_multipliers, rows, strict=True)
+            ]
+            return torch.cat(parts, dim=-1)
         if self.act == FLOAT:
             return self.table.product(hidden_states.float())
         if self.head_in_scale is None:

@@ -4,24 +4,44 @@ import torch
 from torch import Tensor, nn
 
 from ..scheme import TensorSpec
+from ..weights.rounded import RoundedWeight
 from .weight import QuantWeight
 
 
 class QuantLinear(QuantWeight):
-    """A `QuantWeight` [O, I] and a bias float32 [O] or None; inputs come quantized, with a scale, or float."""
+    """A `QuantWeight` [O, I] and a bias float32 [O] or None; inputs come quantized, with a scale, or float.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, spec: TensorSpec):
+    `input_multiplier` float32 [I] or None: the weight is that of inputs multiplied by it (AWQ, arXiv 2306.00978:
+    W x = (W s)(x / s)). Whoever computes the input multiplies it, before it is quantized: see `multiplied`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, spec: TensorSpec, multiplier: bool = False):
         super().__init__(out_features, in_features, spec)
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
+        self.register_buffer("input_multiplier", torch.ones(in_features, dtype=torch.float32) if multiplier else None)
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, spec: TensorSpec) -> "QuantLinear":
-        """Round-to-nearest weights of `linear`."""
-        quantized = cls(linear.in_features, linear.out_features, linear.bias is not None, spec)
-        quantized.round_to_nearest(linear.weight)
+    def from_float(
+        cls, linear: nn.Linear, spec: TensorSpec, rounded: RoundedWeight | None = None, multiplier: bool = False
+    ) -> "QuantLinear":
+        """The weights of `linear` rounded to nearest, or the integers that a method of the weight path chose for them.
+
+        `multiplier`: keep a vector for the input even where the integers are for the input itself (it is ones then).
+        """
+        quantized = cls(linear.in_features, linear.out_features, linear.bias is not None, spec, multiplier)
+        if rounded is None:
+            quantized.round_to_nearest(linear.weight)
+        else:
+            quantized.take(rounded)
+        if multiplier and rounded is not None and rounded.input_scales is not None:
+            quantized.input_multiplier = rounded.input_scales.float().reciprocal()
         if linear.bias is not None:
             quantized.bias = linear.bias.detach().to(torch.float32).clone()
         return quantized
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """float x [..., I] as the weights expect it."""
+        return x if self.input_multiplier is None else x * self.input_multiplier
 
     def forward(self, x: Tensor, x_scale: Tensor | None = None, out_scale: Tensor | None = None) -> Tensor:
         """x int8 [..., I] with its scale, or float32 -> float32 [..., O], or int8 where `out_scale` [O] is given."""
@@ -30,3 +50,11 @@ class QuantLinear(QuantWeight):
     def extra_repr(self) -> str:
         bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, bias={bias}, weight={self.spec.describe()}"
+
+
+class WeightOnlyLinear(QuantLinear):
+    """A `QuantLinear` in the slot of any model's nn.Linear: float inputs and outputs, of whatever dtype comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [..., I] -> [..., O] in the input's dtype; computed in float32."""
+        return self.product(self.multiplied(x.float()), bias=self.bias).to(x.dtype)

@@ -4,6 +4,9 @@ Dims: B batch, L tokens, H hidden_size, D d_inner, N d_state, R dt_rank, K conv 
 Activations are token-major [B, L, channels] throughout: channels are contiguous for the convolution and the scan.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from .. import ops
 from ..errors import QuambaError
 from ..hadamard import base_on
 from ..scheme import FLOAT, STATIC, Scheme, TensorSpec
+from ..weights.rounded import RoundedWeight
 from .conv1d import QuantConv1d
 from .linear import QuantLinear
 from .module import QuantModule
@@ -20,6 +24,7 @@ from .states import layer_states, zero_padding
 # The activations that are quantized, in the order in which a block computes them:
 # in_proj's input, the convolution's input, the gate, conv + SiLU's output, dt_proj's input, B, C, out_proj's input.
 TAPS = ("in", "conv_in", "z", "x", "dt_rank", "B", "C", "out")
+LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 # those that may have a scale per token instead of a static one: nothing but a linear layer reads them
 PER_TOKEN_TAPS = ("in", "out")
 
@@ -47,6 +52,7 @@ class Mamba1Mixer(nn.Module):
         self.d_inner, self.d_state = mixer.A_log.shape
         self.dt_rank = mixer.dt_proj.in_features
         self.hadamard_out = False
+        self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated scan output, once out_proj expects it
         self.taps = nn.ModuleDict({name: nn.Identity() for name in TAPS})
 
     def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
@@ -76,7 +82,7 @@ class Mamba1Mixer(nn.Module):
         A, dt_bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
         y = ops.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)  # [B, L, D]
         if self.hadamard_out:
-            y = ops.hadamard(y, base_on(D, y.device))
+            y = ops.hadamard(y, base_on(D, y.device), self.out_multiplier)
         return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
 
 
@@ -101,16 +107,20 @@ class QuantMamba1Mixer(QuantModule):
         eps: float,
         use_bias: bool,
         use_conv_bias: bool,
+        multipliers: tuple[str, ...] = (),
     ):
         super().__init__()
         self.scheme, self.layer_idx, self.eps = scheme, layer_idx, eps
         self.d_inner, self.d_state, self.dt_rank = d_inner, d_state, dt_rank
-        weight = scheme.weight
-        self.in_proj = QuantLinear(hidden_size, 2 * d_inner, use_bias, weight)
+
+        def linear(name: str, in_features: int, out_features: int, bias: bool) -> QuantLinear:
+            return QuantLinear(in_features, out_features, bias, scheme.weight, name in multipliers)
+
+        self.in_proj = linear("in_proj", hidden_size, 2 * d_inner, use_bias)
         self.conv1d = QuantConv1d(d_inner, conv_width, use_conv_bias, scheme.conv_weight)
-        self.x_proj = QuantLinear(d_inner, dt_rank + 2 * d_state, bias=False, spec=weight)
-        self.dt_proj = QuantLinear(dt_rank, d_inner, bias=True, spec=weight)
-        self.out_proj = QuantLinear(d_inner, hidden_size, use_bias, weight)
+        self.x_proj = linear("x_proj", d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = linear("dt_proj", dt_rank, d_inner, bias=True)
+        self.out_proj = linear("out_proj", d_inner, hidden_size, use_bias)
         self.register_buffer("A", torch.zeros(d_inner, d_state, dtype=torch.float32))
         self.register_buffer("D", torch.zeros(d_inner, dtype=torch.float32))
         static = static_taps(scheme.act)
@@ -118,8 +128,11 @@ class QuantMamba1Mixer(QuantModule):
             self.register_buffer(f"{name}_scale", torch.ones((), dtype=torch.float32) if name in static else None)
 
     @classmethod
-    def from_config(cls, config, layer_idx: int, scheme: Scheme) -> "QuantMamba1Mixer":
-        """An empty mixer of the shape that a transformers MambaConfig describes."""
+    def from_config(
+        cls, config, layer_idx: int, scheme: Scheme, multipliers: tuple[str, ...] = ()
+    ) -> "QuantMamba1Mixer":
+        """An empty mixer of the shape that a transformers MambaConfig describes; `multipliers`: the linear layers that
+        have a vector for their input."""
         return cls(
             scheme,
             layer_idx=layer_idx,
@@ -131,14 +144,27 @@ class QuantMamba1Mixer(QuantModule):
             eps=config.layer_norm_epsilon,
             use_bias=config.use_bias,
             use_conv_bias=config.use_conv_bias,
+            multipliers=multipliers,
         )
 
     @classmethod
-    def from_float(cls, config, mixer: Mamba1Mixer, scheme: Scheme, scales: dict[str, Tensor]) -> "QuantMamba1Mixer":
-        """Quantizes the weights of a fused and rotated float mixer; `scales` holds that of every static tap."""
-        quantized = cls.from_config(config, mixer.layer_idx, scheme)
-        for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
-            setattr(quantized, name, QuantLinear.from_float(getattr(mixer, name), scheme.weight))
+    def from_float(
+        cls,
+        config,
+        mixer: Mamba1Mixer,
+        scheme: Scheme,
+        scales: dict[str, Tensor],
+        rounded: Mapping[str, RoundedWeight] = MappingProxyType({}),
+        multipliers: tuple[str, ...] = (),
+    ) -> "QuantMamba1Mixer":
+        """Quantizes the weights of a fused and rotated float mixer; `scales` holds that of every static tap.
+
+        `rounded`: the integers of linear layers by name; one without them is rounded to nearest.
+        """
+        quantized = cls.from_config(config, mixer.layer_idx, scheme, multipliers)
+        for name in LINEARS:
+            linear = QuantLinear.from_float(getattr(mixer, name), scheme.weight, rounded.get(name), name in multipliers)
+            setattr(quantized, name, linear)
         quantized.conv1d = QuantConv1d.from_float(mixer.conv1d, scheme.conv_weight)
         quantized.A = -torch.exp(mixer.A_log.detach().float())
         quantized.D = mixer.D.detach().float().clone()
@@ -161,9 +187,9 @@ class QuantMamba1Mixer(QuantModule):
         x, z = self.in_proj(u, u_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
         x = self.conv1d(zero_padding(x, attention_mask), self.conv_in_scale, self.x_scale, conv_state)
         x = zero_padding(x, attention_mask)  # int8 [B, L, D]
-        dt_B_C = self.x_proj(x, self.x_scale, x_proj_out)  # int8 [B, L, R + 2N]
+        dt_B_C = self.x_proj(self.x_proj.multiplied(x), self.x_scale, x_proj_out)  # int8 [B, L, R + 2N]
         dt, B, C = dt_B_C.split([self.dt_rank, N, N], dim=-1)
-        dt = self.dt_proj(dt, self.dt_rank_scale)  # float32 [B, L, D], bias included
+        dt = self.dt_proj(self.dt_proj.multiplied(dt), self.dt_rank_scale)  # float32 [B, L, D], bias included
         y = self._scan(x, dt, B, C, z, ssm_state)  # float32 [B, L, D]
         y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
         return self.out_proj(y, y_scale)  # float32 [B, L, H]
@@ -179,16 +205,17 @@ class QuantMamba1Mixer(QuantModule):
 
     def _in_proj_input(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """The normalised input [B, L, H] and its scale: the static one, [B, L], or None of float."""
+        multiplier = self.in_proj.input_multiplier
         if self.in_scale is not None:
-            return ops.rms_norm_quant(hidden_states, self.eps, self.in_scale), self.in_scale
-        return self._unscaled_input(ops.rms_norm(hidden_states, self.eps))
+            return ops.rms_norm_quant(hidden_states, self.eps, self.in_scale, multiplier), self.in_scale
+        return self._unscaled_input(ops.rms_norm(hidden_states, self.eps, multiplier))
 
     def _out_proj_input(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rotated scan output [B, L, D] and its scale: the static one, [B, L], or None of float."""
-        base = base_on(self.d_inner, y.device)
+        base, multiplier = base_on(self.d_inner, y.device), self.out_proj.input_multiplier
         if self.out_scale is not None:
-            return ops.hadamard_quant(y, base, self.out_scale), self.out_scale
-        return self._unscaled_input(ops.hadamard(y, base))
+            return ops.hadamard_quant(y, base, self.out_scale, multiplier), self.out_scale
+        return self._unscaled_input(ops.hadamard(y, base, multiplier))
 
     def _unscaled_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """A linear layer's input without a static scale: quantized token by token, or left float."""

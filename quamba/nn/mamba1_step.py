@@ -18,7 +18,7 @@ from .norm import FinalNorm
 
 def _linear_slots(linear: QuantLinear) -> list[Tensor | None]:
     linear.tile()
-    return [linear.weight, linear.weight_scale, linear.weight_zero, linear.bias]
+    return [linear.weight, linear.weight_scale, linear.weight_zero, linear.bias, linear.input_multiplier]
 
 
 def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:

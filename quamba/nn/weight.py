@@ -9,25 +9,26 @@ from torch import Tensor
 from .. import numerics, ops
 from ..ops import layout
 from ..scheme import TensorSpec
+from ..weights.rounded import RoundedWeight
 from .module import QuantModule
 
-# the op by (bits of the weights, whether the input is int8, whether the result is)
+# the op by (whether the weights have groups, whether the input is int8, whether the result is)
 PRODUCTS = {
-    (8, True, False): "linear_w8a8",
-    (8, True, True): "linear_w8a8_requant",
-    (8, False, False): "linear_w8a16",
-    (4, True, False): "linear_w4a8",
-    (4, True, True): "linear_w4a8_requant",
-    (4, False, False): "linear_w4a16",
+    (False, True, False): "linear_w8a8",
+    (False, True, True): "linear_w8a8_requant",
+    (False, False, False): "linear_w8a16",
+    (True, True, False): "linear_w4a8",
+    (True, True, True): "linear_w4a8_requant",
+    (True, False, False): "linear_w4a16",
 }
 
 
 class QuantWeight(QuantModule):
     """The matrix in the format of `spec`.
 
-    8 bits: weight int8 [O, I], weight_scale float32 [O]. 4 bits: weight uint8 [O, ceil(I / 2)], two integers a byte,
-    weight_scale float16 and weight_zero uint8 [O, G], G = ceil(I / group_size). That is how they are made, saved and
-    loaded; the first product replaces them by the tiles that kernels read (ops/layout.py), of the same values.
+    8 bits: weight int8 [O, I], weight_scale float32 [O]. 4 and 3 bits: weight uint8 [O, ceil(I / 2)], two integers a
+    byte, weight_scale float16 and weight_zero uint8 [O, G], G = ceil(I / group_size). So they are made, saved
+    and loaded; the first product replaces them by the tiles that kernels read (ops/layout.py), of the same values.
     """
 
     tiled = False
@@ -60,6 +61,14 @@ class QuantWeight(QuantModule):
         self.weight_scale, self.weight_zero = numerics.group_parameters(weight, group_size, bits)  # [O, G]
         integers = numerics.quantize_groups(weight, self.weight_scale, self.weight_zero, group_size, bits)  # [O, I]
         self.weight = numerics.pack_uint4(integers)  # [O, ceil(I / 2)]
+
+    def take(self, rounded: RoundedWeight) -> None:
+        """Fills the buffers with integers that are chosen already, in this weight's format."""
+        integers = rounded.integers  # [O, I]
+        self.weight = integers.clone() if self.group_size is None else numerics.pack_uint4(integers)
+        self.weight_scale = rounded.scale.reshape(self.weight_scale.shape).to(self.weight_scale.dtype)
+        if self.weight_zero is not None:
+            self.weight_zero = rounded.zero.reshape(self.weight_zero.shape).to(torch.uint8)
 
     def tile(self) -> None:
         """Lays the buffers out as kernels read them; again does nothing."""
@@ -108,22 +117,38 @@ class QuantWeight(QuantModule):
         return numerics.dequantize_groups(integers, rows["weight_scale"], rows["weight_zero"], self.group_size)
 
     def product(
-        self, x: Tensor, x_scale: Tensor | None = None, bias: Tensor | None = None, out_scale: Tensor | None = None
+        self,
+        x: Tensor,
+        x_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        rows: range | None = None,
     ) -> Tensor:
         """x int8 [..., I] with its scale (one, or [...]: one a row), or float32 without -> float32 [..., O].
 
-        Where `out_scale` [O] is given the result is int8, quantized with it.
+        Where `out_scale` [O] is given the result is int8, quantized with it. `rows`: only those of the matrix, from a
+        multiple of 16 on.
         """
         self.tile()
-        op = getattr(ops, PRODUCTS[self.spec.bits, x_scale is not None, out_scale is not None])
+        weight, scale, zero, out_features = self._rows_of(rows)
         grouped = self.group_size is not None
+        op = getattr(ops, PRODUCTS[grouped, x_scale is not None, out_scale is not None])
         return op(
             x,
-            self.weight,
-            self.weight_scale,
-            *([self.weight_zero] if grouped else []),
+            weight,
+            scale,
+            *([zero] if grouped else []),
             *([] if x_scale is None else [x_scale]),
             bias,
-            *([self.out_features, self.group_size] if grouped else []),
+            *([out_features, self.group_size] if grouped else []),
             *([] if out_scale is None else [out_scale]),
         )
+
+    def _rows_of(self, rows: range | None) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """(tiles, scales, zeros, their number) of some rows of the matrix, as views; None: all."""
+        if rows is None:
+            return self.weight, self.weight_scale, self.weight_zero, self.out_features
+        tiles = slice(rows.start // layout.OUTPUTS, -(-rows.stop // layout.OUTPUTS))
+        if self.group_size is None:
+            return self.weight[tiles], self.weight_scale[rows.start : rows.stop], None, len(rows)
+        return self.weight[tiles], self.weight_scale[tiles], self.weight_zero[tiles], len(rows)

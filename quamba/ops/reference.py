@@ -20,13 +20,17 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     return numerics.quantize(x, scale)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
+def _multiplied(x: Tensor, multiplier: Tensor | None) -> Tensor:
+    return x if multiplier is None else x * multiplier
+
+
+def rms_norm(x: Tensor, eps: float, multiplier: Tensor | None = None) -> Tensor:
     x = x.float()
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    return _multiplied(x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps), multiplier)
 
 
-def rms_norm_quant(x: Tensor, eps: float, scale: Tensor) -> Tensor:
-    return numerics.quantize(rms_norm(x, eps), scale)
+def rms_norm_quant(x: Tensor, eps: float, scale: Tensor, multiplier: Tensor | None = None) -> Tensor:
+    return numerics.quantize(rms_norm(x, eps, multiplier), scale)
 
 
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +179,7 @@ def selective_scan_int8(
     return selective_scan(x, dt, A, B, C, D, z, dt_bias, state)
 
 
-def hadamard(x: Tensor, base: Tensor) -> Tensor:
+def hadamard(x: Tensor, base: Tensor, multiplier: Tensor | None = None) -> Tensor:
     n, p = x.shape[-1], base.shape[0]
     y = x.float().reshape(-1, n // p, p) @ base  # [M, n/p, p]: the base's side of the Kronecker product
     run = 1
@@ -183,11 +187,11 @@ def hadamard(x: Tensor, base: Tensor) -> Tensor:
         low, high = y.reshape(-1, n // p // (2 * run), 2, run, p).unbind(dim=2)
         y = torch.stack([low + high, low - high], dim=2)
         run *= 2
-    return y.reshape(x.shape) / math.sqrt(n)
+    return _multiplied(y.reshape(x.shape) / math.sqrt(n), multiplier)
 
 
-def hadamard_quant(x: Tensor, base: Tensor, scale: Tensor) -> Tensor:
-    return numerics.quantize(hadamard(x, base), scale)
+def hadamard_quant(x: Tensor, base: Tensor, scale: Tensor, multiplier: Tensor | None = None) -> Tensor:
+    return numerics.quantize(hadamard(x, base, multiplier), scale)
 
 
 def embedding_int8(ids: Tensor, weight: Tensor, scale: Tensor, hidden: int) -> Tensor:
@@ -238,7 +242,7 @@ def _step_layer(
             return x, None
         return quantize_per_token(x) if sizes.dynamic else (quantize(x, scales[tap]), scales[tap])
 
-    u, u_scale = linear_input(rms_norm(hidden, sizes.eps), 0)
+    u, u_scale = linear_input(rms_norm(hidden, sizes.eps, layer["in_proj.multiplier"]), 0)
     xz = linear("in_proj", u, u_scale, 2 * D)  # [B, 2D]
     if taps is None:
         x, z = xz[:, None].chunk(2, dim=-1)  # [B, 1, D] each
@@ -247,17 +251,18 @@ def _step_layer(
         x, z = quantize(xz, layer["in_proj_out_scale"])[:, None].chunk(2, dim=-1)
         conv_scale, conv_bias = layer["conv_scale"], layer["conv_bias"]
         x = causal_conv1d_int8(x, layer["conv_weight"], conv_scale, conv_bias, scales[3], conv_state)
-    dt_B_C = linear("x_proj", x[:, 0], scales[3], R + 2 * N)  # [B, R + 2N]
+    dt_B_C = linear("x_proj", _multiplied(x[:, 0], layer["x_proj.multiplier"]), scales[3], R + 2 * N)  # [B, R + 2N]
     if taps is not None:
         dt_B_C = quantize(dt_B_C, layer["x_proj_out_scale"])
     dt, B, C = dt_B_C.split([R, N, N], dim=-1)
+    dt = _multiplied(dt, layer["dt_proj.multiplier"])
     dt, B, C = linear("dt_proj", dt, scales[4], D)[:, None], B[:, None], C[:, None]
     if taps is None:
         y = selective_scan(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state)
     else:
         of_scan = (scales[3], scales[5], scales[6], scales[2])  # x, B, C, z
         y = selective_scan_int8(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state, *of_scan)
-    y, y_scale = linear_input(hadamard(y[:, 0], base), 7)  # [B, D]
+    y, y_scale = linear_input(hadamard(y[:, 0], base, layer["out_proj.multiplier"]), 7)  # [B, D]
     return linear("out_proj", y, y_scale, sizes.hidden)  # [B, H]
 
 

@@ -12,10 +12,10 @@ MAX_CONV_WIDTH = 16  # kMaxConvWidth of csrc/cpu/kernels.h
 SCHEMAS = {
     # x [...] -> int8 [...]
     "quantize": "(Tensor x, Tensor scale) -> Tensor",
-    # x [..., H] -> int8 [..., H]: RMSNorm without weight, then quantize
-    "rms_norm_quant": "(Tensor x, float eps, Tensor scale) -> Tensor",
-    # x [..., H] -> float32 [..., H]: RMSNorm without weight
-    "rms_norm": "(Tensor x, float eps) -> Tensor",
+    # x [..., H] -> int8 [..., H]: RMSNorm without weight, times a multiplier [H], then quantize
+    "rms_norm_quant": "(Tensor x, float eps, Tensor scale, Tensor? multiplier=None) -> Tensor",
+    # x [..., H] -> float32 [..., H]: RMSNorm without weight, times a multiplier [H]
+    "rms_norm": "(Tensor x, float eps, Tensor? multiplier=None) -> Tensor",
     # x [..., n] -> int8 [..., n], float32 [...]: every row with a scale of its own, its largest magnitude / qmax
     "quantize_per_token": "(Tensor x) -> (Tensor, Tensor)",
     # x int8 [..., I], weight int8 tiles, weight_scale [O], x_scale one value or [...], bias [O] -> float32 [..., O]
@@ -57,10 +57,11 @@ SCHEMAS = {
         "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
         "Tensor(a!)? state, Tensor x_scale, Tensor B_scale, Tensor C_scale, Tensor z_scale) -> Tensor"
     ),
-    # x [..., n], base [p, p] of +-1 -> float32 [..., n]: x @ kron(Sylvester(n / p), base) / sqrt(n)
-    "hadamard": "(Tensor x, Tensor base) -> Tensor",
+    # x [..., n], base [p, p] of +-1 -> float32 [..., n]: x @ kron(Sylvester(n / p), base) / sqrt(n), times a
+    # multiplier [n]
+    "hadamard": "(Tensor x, Tensor base, Tensor? multiplier=None) -> Tensor",
     # the same, quantized -> int8 [..., n]
-    "hadamard_quant": "(Tensor x, Tensor base, Tensor scale) -> Tensor",
+    "hadamard_quant": "(Tensor x, Tensor base, Tensor scale, Tensor? multiplier=None) -> Tensor",
     # ids int64 [...], weight int8 tiles of [V, H], scale [V] -> float32 [..., H]
     "embedding_int8": "(Tensor ids, Tensor weight, Tensor scale, int hidden) -> Tensor",
     # ids int64 [...], weight uint4 tiles of [V, H], scale float16 and zero uint8 group tiles -> float32 [..., H]
@@ -80,12 +81,12 @@ SCHEMAS = {
 }
 
 # What mamba1_step reads of a layer, None where the scheme has none. A linear layer is weight, scale, zero (None: int8),
-# bias. `tap_scales` [8] (None: float activations) in the order in, conv_in, z, x, dt_rank, B, C, out; `conv_scale` [D]
-# is that of conv_in times the weight's; `in_proj_out_scale` [2D] is conv_in's | z's, `x_proj_out_scale` [R + 2N]
-# dt_rank's | B's | C's.
+# bias, and the multiplier [I] of its input (that of x_proj and dt_proj with float activations only). `tap_scales` [8]
+# (None: float activations) in the order in, conv_in, z, x, dt_rank, B, C, out; `conv_scale` [D] is that of conv_in
+# times the weight's; `in_proj_out_scale` [2D] is conv_in's | z's, `x_proj_out_scale` [R + 2N] dt_rank's | B's | C's.
 STEP_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 STEP_SLOTS = (
-    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in ("weight", "scale", "zero", "bias")),
+    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in ("weight", "scale", "zero", "bias", "multiplier")),
     "conv_weight",
     "conv_scale",
     "conv_bias",

@@ -32,6 +32,12 @@ def rotate_inputs(weight: Tensor) -> Tensor:
     return apply_hadamard(weight)
 
 
+def unrotate_inputs(weight: Tensor) -> Tensor:
+    """The weight that reads unrotated activations again: W @ H^T. weight: float [out, in]; shape and dtype stay."""
+    matrix = apply_hadamard(torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device))  # H
+    return (weight.to(torch.float64) @ matrix.mT).to(weight.dtype)
+
+
 def rotate_outputs(weight: Tensor) -> Tensor:
     """The weight that writes rotated activations: H^T @ W. weight: float [out, in]; same shape and dtype back."""
     return apply_hadamard(weight.mT).mT.contiguous()

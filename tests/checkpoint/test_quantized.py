@@ -188,7 +188,7 @@ def test_greedy_generation_is_the_argmax_of_each_prefix(tiny_mamba, tokens, vari
 def test_the_format_is_data_and_has_a_version(folder):
     fields = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert fields["quant_method"] == "quamba"
-    assert fields["format_version"] == quantized.FORMAT_VERSION == 2
+    assert fields["format_version"] == quantized.FORMAT_VERSION == 3
     assert fields["recipe"]["scheme"]["name"] == "w8a8"
     assert fields["recipe"]["scheme"]["weight"] == WEIGHT
     assert fields["sha256"] == {"model.safetensors": quantized.file_sha256(folder / "model.safetensors")}
@@ -263,6 +263,8 @@ RECIPE = {
     "lm_head_bits": None,
     "tied_head": False,
     "rotate_residual": False,
+    "multipliers": [],
+    "lm_head_chunks": 0,
 }
 OTHER_SCHEME = RECIPE["scheme"] | {"name": "w4a8", "weight": WEIGHT | {"bits": 4}}
 OTHER_WEIGHTS = RECIPE["scheme"] | {"name": "w4a8", "weight": GROUPS}
@@ -272,16 +274,19 @@ OTHER_WEIGHTS = RECIPE["scheme"] | {"name": "w4a8", "weight": GROUPS}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format_version 1, this version of quamba reads 2"),
+        ({"format_version": 1}, "format_version 1, this version of quamba reads 3"),
         ({"format_version": None}, "format_version None"),
         ({"best": 1}, "fields that this version does not know: ['best']"),
         ({"recipe": None}, "must have a `recipe`"),
         ({"recipe": "w8a8"}, "must have a `recipe`"),
-        ({"recipe": RECIPE | {"scheme": OTHER_SCHEME}}, "is not one this version runs (w8a8, w4a8, w4a16, w8a16)"),
+        (
+            {"recipe": RECIPE | {"scheme": OTHER_SCHEME}},
+            "is not one this version runs (w8a8, w4a8, w3a8, w8a16, w4a16, w3a16)",
+        ),
         ({"recipe": RECIPE | {"scheme": OTHER_WEIGHTS}}, "missing: backbone.layers.0.mixer.dt_proj.weight_zero, "),
         ({"recipe": RECIPE | {"best": 1}}, "missing or unknown fields ['best']"),
         ({"recipe": {"scheme": RECIPE["scheme"]}}, "missing or unknown fields ['embedding_bits', "),
-        ({"recipe": RECIPE | {"embedding_bits": 3}}, "weights have 4 or 8 bits, not 3"),
+        ({"recipe": RECIPE | {"embedding_bits": 5}}, "weights have 3, 4 or 8 bits, not 5"),
         ({"recipe": RECIPE | {"embedding_bits": 8}}, "backbone.embeddings.weight"),
         ({"recipe": RECIPE | {"lm_head_bits": 8}}, "missing: lm_head.head_in_scale, lm_head.linear.weight"),
     ],
@@ -292,6 +297,12 @@ def test_a_config_that_does_not_fit_is_told(folder, changes, message, load):
     with pytest.raises(QuambaError) as error:
         load(str(folder))
     assert message in str(error.value)
+
+
+def test_format_2_had_no_vectors_and_is_read(folder):
+    recipe = {name: value for name, value in RECIPE.items() if name not in ("multipliers", "lm_head_chunks")}
+    edit_config(folder, format_version=2, recipe=recipe)
+    quamba.load(str(folder))
 
 
 def test_the_same_recipe_written_by_hand_fits(folder):

@@ -23,6 +23,11 @@ def prefilled(model, tokens):
     return cache
 
 
+def prefilled_without(tiny_mamba, tokens):
+    """States of a model of the same shape whose layers have no multipliers."""
+    return prefilled(quantized(tiny_mamba(), "w8a8"), tokens)
+
+
 def states(cache) -> tuple[list, list]:
     return [layer.conv_states[0] for layer in cache.layers], [layer.recurrent_states[0] for layer in cache.layers]
 
@@ -59,6 +64,37 @@ def test_a_step_is_the_blocks_one_by_one(tiny_mamba, tokens, capability, variant
         assert torch.equal(hidden, expected)
     for actual, expected in zip(states(fused), states(separate), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def with_random_multipliers(model, act_bits: int):
+    """The model with a vector for the input of each linear layer that takes one."""
+    for mixer in mixers(model):
+        for name in ("in_proj", "out_proj") if act_bits == 8 else ("in_proj", "x_proj", "dt_proj", "out_proj"):
+            linear = getattr(mixer, name)
+            linear.input_multiplier = torch.rand(linear.in_features) + 0.5
+    return model
+
+
+@pytest.mark.parametrize("variant", ["w8a8", "w4a8 dynamic", "w4a16"])
+@torch.inference_mode()
+def test_inputs_are_multiplied_as_in_the_blocks(tiny_mamba, tokens, capability, variant):
+    model = with_random_multipliers(quantized(tiny_mamba(), variant), act_bits=8 if calibrates(variant) else 16)
+    separate, fused, slow = (prefilled(model, tokens) for _ in range(3))
+    step, hidden = Mamba1Step(mixers(model)), torch.randn(len(tokens), model.config.hidden_size)
+    expected, by_reference = blocks_one_by_one(model, hidden, separate), hidden.clone()
+    step(hidden, *states(fused))
+    assert torch.equal(hidden, expected)
+    arguments = (step.slots, *states(slow), step.base, *step.sizes, step.dynamic, None, [], None)
+    reference.mamba1_step(by_reference, *arguments)
+    assert (by_reference - expected).norm() / expected.norm() < (2e-2 if calibrates(variant) else 1e-4)
+
+
+@torch.inference_mode()
+def test_int8_inputs_with_one_scale_take_no_multiplier(tiny_mamba, tokens):
+    model = with_random_multipliers(quantized(tiny_mamba(), "w8a8"), act_bits=16)
+    step, cache = Mamba1Step(mixers(model)), prefilled_without(tiny_mamba, tokens)
+    with pytest.raises(ValueError, match="int8 inputs of x_proj and dt_proj"):
+        step(torch.randn(len(tokens), 32), *states(cache))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

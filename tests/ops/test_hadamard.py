@@ -32,6 +32,15 @@ def test_quantized_it_is_the_rotation_then_quantize(capability, n):
     assert_within_one_step(ops.hadamard_quant(x, base, scale), expected, differing=0.1)
 
 
+@pytest.mark.parametrize("n", [1, 24, 512, 1536])
+def test_a_multiplier_is_applied_behind_the_rotation(capability, n):
+    x, multiplier, scale = torch.randn(7, n), torch.rand(n) + 0.5, torch.tensor(0.03)
+    base = base_on(n, x.device)
+    expected = ops.hadamard(x, base) * multiplier
+    assert torch.equal(ops.hadamard(x, base, multiplier), expected)
+    assert torch.equal(ops.hadamard_quant(x, base, scale, multiplier), ops.quantize(expected, scale))
+
+
 def test_the_input_is_left_alone(capability):
     x = torch.randn(4, 32)
     before = x.clone()

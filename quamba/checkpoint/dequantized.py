@@ -1,0 +1,117 @@
+"""A quantized model as plain floats, for tools that know nothing of this package.
+
+Every weight becomes what its integers stand for, vectors and rotations taken back into it; activations are not rounded.
+
+Dims: I in features, O out features, D d_inner, K conv width, H hidden, V vocabulary.
+"""
+
+import copy
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import QuambaError
+from ..files import fsync_tree
+from ..nn.conv1d import QuantConv1d
+from ..nn.embedding import QuantEmbedding, QuantHead
+from ..nn.linear import QuantLinear
+from ..nn.mamba1 import QuantMamba1Mixer
+from ..nn.norm import PassThroughNorm
+from ..transforms.hadamard import unrotate_inputs
+from ..weights.head import head_chunks
+from .load_float import quiet_transformers
+from .quantized import recipe_of
+
+logger = logging.getLogger(__name__)
+
+
+def _linear(linear: QuantLinear) -> dict[str, Tensor]:
+    weight = linear.multiplied(linear.dequantized())  # [O, I]: inputs come without the vector
+    return {"weight": weight} | ({} if linear.bias is None else {"bias": linear.bias})
+
+
+def _conv1d(conv: QuantConv1d) -> dict[str, Tensor]:
+    weight = conv.dequantized().unsqueeze(1)  # [D, K] -> [D, 1, K]
+    return {"weight": weight} | ({} if conv.bias is None else {"bias": conv.bias})
+
+
+def _mixer(mixer: QuantMamba1Mixer) -> dict[str, Tensor]:
+    return {
+        "A_log": torch.log(-mixer.A),
+        "D": mixer.D,
+        "out_proj.weight": unrotate_inputs(_linear(mixer.out_proj)["weight"]),
+    }
+
+
+def _head(head: QuantHead) -> dict[str, Tensor]:
+    weight = head.table.dequantized()  # [V, H]
+    if head.input_multipliers is not None:
+        for vector, rows in zip(head.input_multipliers, head_chunks(len(weight), head.chunks), strict=True):
+            weight[rows.start : rows.stop] *= vector
+    return {"weight": weight}
+
+
+def plain_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a quantized model as its float class names them, float32."""
+    parts = {
+        QuantEmbedding: lambda embedding: {"weight": embedding.dequantized()},
+        QuantConv1d: _conv1d,
+        QuantLinear: _linear,
+        PassThroughNorm: lambda _norm: {"weight": torch.ones(model.config.hidden_size)},
+        QuantHead: _head,
+        QuantMamba1Mixer: _mixer,  # after its own linear layers
+    }
+    tensors = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    for kind, tensors_of in parts.items():
+        for name, module in _modules_of(model, kind):
+            tensors |= {f"{name}.{part}": tensor for part, tensor in tensors_of(module).items()}
+    return tensors
+
+
+def _modules_of(model: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
+    """The modules of a kind by name; the linear layer inside of a head goes with the head."""
+    inside = {id(head.linear) for head in model.modules() if isinstance(head, QuantHead) and head.tied_to is None}
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, kind) and id(m) not in inside]
+
+
+def save_dequantized(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, dtype: torch.dtype
+) -> Path:
+    """Writes a quantized model as a plain float checkpoint of `dtype` into a new folder, whole or not at all.
+
+    Raises QuambaError for a float model, for a folder that is not empty, and where it cannot be written.
+    """
+    if recipe_of(model) is None:
+        raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
+    target = Path(directory).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise QuambaError(f"{directory} exists already and would be replaced: name a new folder")
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    config.dtype = dtype
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in plain_tensors(model).items()}
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        save_file(tensors, temporary / "model.safetensors", {"format": "pt"})
+        with quiet_transformers():
+            config.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        fsync_tree(temporary)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise QuambaError(f"cannot write to {directory}: {error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("dequantized weights saved to %s", directory)
+    return target

@@ -1,0 +1,226 @@
+"""Rounds the weights of a float model layer by layer, by a method that looks at what each linear layer reads.
+
+Decoder layers are taken in order, some at a time. The hidden states of all windows are carried from one batch of layers
+to the next, so no text is read twice, and memory holds the model, the statistics of one batch and those states. A
+finished batch can be kept on the disk, from where an interrupted run goes on to the same bits.
+
+Dims: C windows, B of them at a time, L tokens, H hidden, I in features of a linear layer.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .errors import QuambaError
+from .layer_stack import LayerStack, final_norm
+from .profile import peak_memory_bytes, reset_peak_memory
+from .scheme import TensorSpec
+from .weight_resume import ResumeFolder
+from .weight_sites import Site, find_sites, linear_of, watching
+from .weights.grid import Grid
+from .weights.method import SiteReport, WeightMethod, effective_weight, round_head, round_linears
+from .weights.rounded import RoundedWeight
+from .weights.statistics import InputStatistics
+
+logger = logging.getLogger(__name__)
+
+Layer = dict[str, RoundedWeight]  # linear layer, by its name within the decoder layer
+
+
+@dataclass
+class RoundedModel:
+    """The integers of every decoder layer, and how they came about; `reports`: by `layers.{i}.{site}`."""
+
+    layers: list[Layer] = field(default_factory=list)
+    head: RoundedWeight | None = None
+    reports: dict[str, dict] = field(default_factory=dict)
+    vectors: tuple[str, ...] = ()  # the linear layers, by their name within a layer, whose input has a vector
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def to_dict(self) -> dict:
+        """Plain data for the log: all but the integers."""
+        return {name: getattr(self, name) for name in ("tokens", "seconds", "peak_bytes", "reports")}
+
+
+@torch.no_grad()
+def round_weights(
+    model: PreTrainedModel,
+    windows: Tensor,
+    spec: TensorSpec,
+    method: WeightMethod,
+    *,
+    float_activations: bool,
+    head: TensorSpec | None = None,
+    batch_size: int = 8,
+    folder: ResumeFolder | None = None,
+    progress: bool = True,
+) -> RoundedModel:
+    """The integers of a float model's linear layers, and that model with the weights that they stand for.
+
+    windows: int64 [C, L], calibration text. spec: the format of the weights of the decoder layers; head: that of the
+    head's, None where it stays as it is. float_activations: whether the model will run with float activations. folder:
+    where finished batches of layers are kept and found again. The model is changed
+    in place: each weight becomes what its integers mean, in its own dtype.
+    Raises QuambaError naming the layer whose input is unfit (NaN, infinity) or whose second moment has no inverse.
+    """
+    start = time.perf_counter()
+    reset_peak_memory()
+    stack = LayerStack(model, windows[0])
+    sites = find_sites(model, windows[0], float_activations)
+    result = RoundedModel(vectors=vector_names(sites, method), tokens=windows.numel())
+    batches = windows.split(batch_size)
+    left = folder.restore() if folder else None
+    if left is None:
+        hidden = [stack.embed(batch) for batch in batches]  # [B, L, H] each
+    else:
+        result.layers, result.reports, hidden = left
+        for layer, rounded in zip(stack.layers, result.layers, strict=False):
+            _set_weights(layer, rounded, spec.group_size)
+    with tqdm(total=len(sites), initial=len(result.layers), desc="Weights", unit="layer", disable=not progress) as bar:
+        while len(result.layers) < len(sites):
+            first = len(result.layers)
+            chosen = range(first, min(first + method.layer_batch_size, len(sites)))
+            _round_batch(stack, chosen, sites, hidden, Grid.of(spec), method, result, bar)
+            if folder:
+                folder.keep(result.layers, result.reports, hidden, first)
+    if head is not None:
+        result.head = _round_head(stack, hidden, Grid.of(head), method, float_activations, result)
+    result.seconds, result.peak_bytes = time.perf_counter() - start, peak_memory_bytes()
+    logger.info("rounded %d layers in %.1f s", len(sites), result.seconds)
+    return result
+
+
+def _round_batch(
+    stack: LayerStack,
+    chosen: range,
+    sites: list[list[Site]],
+    hidden: list[Tensor],
+    grid: Grid,
+    method: WeightMethod,
+    result: RoundedModel,
+    bar: tqdm,
+) -> None:
+    """Rounds some layers on the hidden states that reach them, and moves those [B, L, H] behind them in place."""
+    seen = _watch(stack, chosen, sites, hidden, method)
+    for index in chosen:
+        layer = stack.layers[index]
+        rounded: Layer = {}
+        for site in sites[index]:
+            name = f"layers.{index}.{site.name}"
+            try:
+                integers, report = _round_site(layer, site, seen.pop((index, site)), grid, method)
+            except QuambaError as error:
+                raise QuambaError(f"{name}: {error}") from error
+            rounded |= integers
+            result.reports[name] = report.to_dict()
+            bar.set_postfix_str(_account(name, report))
+        result.layers.append(rounded)
+        bar.update()
+    if method.sequential:  # what the next layers will read: these are quantized now
+        _advance(stack, chosen, hidden)
+
+
+def _watch(
+    stack: LayerStack, chosen: range, sites: list[list[Site]], hidden: list[Tensor], method: WeightMethod
+) -> dict[tuple[int, Site], InputStatistics]:
+    """The statistics of every site of some layers; unless the run is sequential the hidden states move on."""
+    seen: dict[tuple[int, Site], InputStatistics] = {}
+    with ExitStack() as hooks:
+        for index in chosen:
+            update = partial(_update, seen, stack.layers[index], index, method)
+            hooks.enter_context(watching(stack.layers[index], sites[index], update))
+        states = list(hidden) if method.sequential else hidden
+        _advance(stack, chosen, states)
+    return seen
+
+
+def _update(seen: dict, layer: nn.Module, index: int, method: WeightMethod, site: Site, activation: Tensor) -> None:
+    key = (index, site)
+    if key not in seen:
+        seen[key] = InputStatistics(
+            linear_of(layer, site.linears[0]).in_features,
+            second_moment=method.second_moment,
+            sample_rows=method.sample_rows,
+            seed=method.seed,
+        )
+    try:
+        seen[key].update(activation)
+    except QuambaError as error:
+        raise QuambaError(f"layers.{index}.{site.name}: {error}") from error
+
+
+def _advance(stack: LayerStack, chosen: range, states: list[Tensor]) -> None:
+    """Runs every batch of hidden states [B, L, H] through some layers, in place of what it was."""
+    for position, state in enumerate(states):
+        for index in chosen:
+            state = stack.run(index, state)
+        states[position] = state
+
+
+def _round_site(
+    layer: nn.Module, site: Site, statistics: InputStatistics, grid: Grid, method: WeightMethod
+) -> tuple[Layer, SiteReport]:
+    """The integers of a site's linear layers, whose weights become what those stand for."""
+    weights = {name: linear_of(layer, name).weight for name in site.linears}
+    norm = None if site.norm is None else layer.get_submodule(site.norm).weight
+    rounded, report = round_linears(weights, statistics, grid, method, norm_weight=norm, scalable=site.scalable)
+    _set_weights(layer, rounded, grid.group_size)
+    return rounded, report
+
+
+def _set_weights(layer: nn.Module, rounded: Layer, group_size: int | None) -> None:
+    """Gives linear layers the weights that their integers stand for."""
+    for name, integers in rounded.items():
+        linear_of(layer, name).weight.copy_(effective_weight(integers, group_size))
+
+
+def _round_head(
+    stack: LayerStack, hidden: list[Tensor], grid: Grid, method: WeightMethod, scalable: bool, result: RoundedModel
+) -> RoundedWeight:
+    """The integers of the head on the hidden states [B, L, H] behind the last layer."""
+    norm, weight = final_norm(stack.model), stack.model.get_output_embeddings().weight
+    seen = InputStatistics(
+        weight.shape[1], second_moment=method.second_moment, sample_rows=method.sample_rows, seed=method.seed
+    )
+    try:
+        for state in hidden:
+            seen.update(norm(state))
+        rounded, reports = round_head(weight, seen, grid, method, scalable)
+    except QuambaError as error:
+        raise QuambaError(f"lm_head: {error}") from error
+    for chunk, report in enumerate(reports):
+        result.reports[f"lm_head.{chunk}"] = report.to_dict()
+    return rounded
+
+
+def _account(name: str, report: SiteReport) -> str:
+    """For the progress bar: `layers.3.mixer.in_proj alpha 0.45 error 0.62 of nearest, 120 flips`."""
+    parts = [name] + ([] if report.alpha is None else [f"alpha {report.alpha:.2f}"])
+    if report.nearest_error > 0:
+        parts.append(f"error {report.error / report.nearest_error:.2f} of nearest")
+    if report.flips:
+        parts.append(f"{sum(flips['flips'] for flips in report.flips.values())} flips")
+    return " ".join(parts)
+
+
+def vector_names(sites: list[list[Site]], method: WeightMethod) -> tuple[str, ...]:
+    """The linear layers, by their name within a layer, whose inputs a quantized model multiplies by a vector."""
+    if not method.scales_inputs:
+        return ()
+    return tuple(dict.fromkeys(name for layer in sites for site in layer for name in _own_vector(site)))
+
+
+def _own_vector(site: Site) -> Iterator[str]:
+    """Those of a site that takes a vector which does not go into a norm's weight."""
+    if site.scalable and site.norm is None:
+        yield from site.linears

@@ -1,0 +1,102 @@
+"""The weight stage of a quantization, checked before anything slow runs: text, method, and where progress is kept."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .errors import QuambaError
+from .nn.mamba1 import Mamba1Mixer
+from .scheme import FLOAT, QuantizationRecipe, TensorSpec
+from .weight_calibration import Layer, RoundedModel, round_weights
+from .weight_resume import ResumeFolder
+from .weights.method import WeightMethod, effective_weight
+
+WINDOWS = 128  # of calibration text, where the user gives no number
+
+
+@dataclass
+class WeightRun:
+    """A rounding of all weights that was checked. `windows`: int64 [C, L]; `folder`: None where nothing is kept."""
+
+    windows: Tensor
+    method: WeightMethod
+    recipe: QuantizationRecipe
+    batch_size: int
+    folder: ResumeFolder | None
+
+    @property
+    def identity(self) -> dict:
+        """What decides the integers, beside the model: plain data."""
+        digest = hashlib.sha256(self.windows.cpu().contiguous().numpy()).hexdigest()
+        act = self.recipe.scheme.act
+        return {
+            "method": asdict(self.method),
+            "weights": asdict(self.recipe.scheme.weight),
+            "head": asdict(self.head) if self.head else None,
+            "float activations": act == FLOAT,
+            "rotated residual": self.recipe.rotate_residual,
+            "calibration text": digest,
+            "batch size": self.batch_size,
+        }
+
+    @property
+    def head(self) -> TensorSpec | None:
+        """The format of a head of its own; one that shares the embedding's table is rounded with that, to nearest."""
+        recipe = self.recipe
+        return None if recipe.lm_head_bits is None or recipe.tied_head else recipe.table(recipe.lm_head_bits)
+
+    def fingerprint(self) -> str:
+        """A short hash of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def keep_progress(self, path: Path, model_fingerprint: str, resume: bool) -> None:
+        """Finished layers go to `path`; `resume`: go on from those there. Raises QuambaError where it cannot."""
+        self.folder = ResumeFolder(path, {"model": model_fingerprint, **self.identity})
+        if resume:
+            self.folder.require_same_run()
+        else:
+            self.folder.begin()
+
+    def run(self, model: PreTrainedModel, progress: bool) -> RoundedModel:
+        """The integers of a transformed model, whose weights become what they stand for."""
+        act = self.recipe.scheme.act
+        return round_weights(
+            model,
+            self.windows,
+            self.recipe.scheme.weight,
+            self.method,
+            float_activations=act == FLOAT,
+            head=self.head,
+            batch_size=self.batch_size,
+            folder=self.folder,
+            progress=progress,
+        )
+
+
+@torch.no_grad()
+def expect_vectors(model: PreTrainedModel, layers: Sequence[Layer], group_size: int | None) -> None:
+    """Gives the activations of a float Mamba the vectors that its weights were rounded for, before a calibration.
+
+    in_proj's goes into the norm, whose weight is ones; out_proj's behind the Hadamard rotation. x_proj and dt_proj have
+    none with int8 activations. Logits stay. Raises QuambaError for a vector elsewhere.
+    """
+    for index, (layer, rounded) in enumerate(zip(model.base_model.layers, layers, strict=True)):
+        mixer: Mamba1Mixer = layer.mixer
+        for name, integers in rounded.items():
+            if integers.input_scales is None:
+                continue
+            inverse = integers.input_scales.reciprocal()
+            if name == "mixer.in_proj":
+                layer.norm.weight.copy_(inverse)
+            elif name == "mixer.out_proj":
+                mixer.out_multiplier = inverse
+            else:
+                raise QuambaError(f"layers.{index}.{name} has an int8 input with one scale, which takes no vector")
+            weight = layer.get_submodule(name).weight
+            weight.copy_(effective_weight(integers, group_size) * integers.input_scales)

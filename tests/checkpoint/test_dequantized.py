@@ -1,0 +1,73 @@
+"""A quantized model as plain floats: transformers alone computes what the integers mean."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import quamba
+from quamba.checkpoint import save_dequantized
+from quamba.checkpoint.dequantized import plain_tensors
+from quamba.errors import QuambaError
+from quamba.weights.method import WeightMethod
+from tests.scheme_variants import TABLES
+from tests.tiny_llama import tiny_llama
+
+WINDOWS = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(4))
+
+
+def quantized(model, tables, method="awq", **options):
+    options = {"rotate_residual": False, "weight_text": WINDOWS} | options
+    weights = WeightMethod(method)
+    return quamba.quantize(model, None, "w4a16", weights=weights, group_size=32, progress=False, **tables, **options)
+
+
+@torch.inference_mode()
+def logits(model, tokens):
+    return model(tokens).logits
+
+
+@pytest.mark.parametrize("tables", TABLES.values(), ids=TABLES)
+def test_a_mamba_without_us_gives_the_same_logits(tmp_path, tiny_mamba, tiny_tokenizer, tokens, tables):
+    model = quantized(tiny_mamba(use_bias=True), tables)
+    save_dequantized(model, tiny_tokenizer, tmp_path / "plain", torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert type(plain.backbone.layers[0].mixer).__module__.startswith("transformers.")
+    torch.testing.assert_close(logits(plain, tokens), logits(model, tokens), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tables", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_so_does_a_llama(tmp_path, tiny_tokenizer, tokens, tables, tied):
+    model = quantized(tiny_llama(tie_word_embeddings=tied), tables)
+    save_dequantized(model, tiny_tokenizer, tmp_path / "plain", torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    torch.testing.assert_close(logits(plain, tokens), logits(model, tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_in_the_dtype_that_is_asked_for(tmp_path, tiny_tokenizer):
+    save_dequantized(quantized(tiny_llama(), {}), tiny_tokenizer, tmp_path / "plain", torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
+
+
+def test_a_rotated_residual_stays_consistent(tmp_path, tiny_mamba, tiny_tokenizer, tokens):
+    model = quantized(tiny_mamba(), {}, rotate_residual=True)
+    save_dequantized(model, tiny_tokenizer, tmp_path / "plain", torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    torch.testing.assert_close(logits(plain, tokens), logits(model, tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_all_tensors_are_those_of_the_float_model(tiny_mamba):
+    expected = {name: tensor.shape for name, tensor in tiny_mamba(tie_word_embeddings=False).state_dict().items()}
+    tensors = plain_tensors(quantized(tiny_mamba(tie_word_embeddings=False), TABLES["both"]))
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+
+
+def test_mistakes_are_one_error(tmp_path, tiny_mamba, tiny_tokenizer):
+    with pytest.raises(QuambaError, match="only quantized models have weights to dequantize"):
+        save_dequantized(tiny_mamba(), tiny_tokenizer, tmp_path / "plain", torch.float32)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(QuambaError, match="exists already"):
+        save_dequantized(quantized(tiny_mamba(), {}), tiny_tokenizer, tmp_path / "full", torch.float32)
+    assert (tmp_path / "full" / "file").read_text() == "mine"

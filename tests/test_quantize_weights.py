@@ -1,0 +1,157 @@
+"""The weight path from end to end: `quamba.quantize` with a method for the weights, saved and loaded."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import quamba
+from quamba.errors import QuambaError
+from quamba.scheme import SCHEMES
+from quamba.weights.method import WeightMethod
+from quamba.weights.rounding import FlipOptions
+from tests.tiny_llama import tiny_llama
+
+WINDOWS = torch.randint(0, 50, (12, 24), generator=torch.Generator().manual_seed(4))
+AWQ = WeightMethod("awq", layer_batch_size=1)
+
+
+def quantized(model, scheme="w4a16", weights=AWQ, **options):
+    activations = {} if scheme.endswith("a16") else {"calibration": WINDOWS, "observer": "all=minmax"}
+    group_size = None if scheme.startswith("w8") else 32
+    options = {"group_size": group_size, "weight_text": WINDOWS if weights.calibrated else None} | activations | options
+    return quamba.quantize(model, None, scheme, weights=weights, progress=False, **options)
+
+
+@torch.inference_mode()
+def logits(model, tokens):
+    return model(tokens).logits
+
+
+def relative(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq+gptq"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_method_at_every_scheme_stays_near_the_float_model(tiny_mamba, tokens, scheme, method):
+    expected = logits(tiny_mamba(), tokens)
+    model = quantized(tiny_mamba(), scheme, WeightMethod(method))
+    error = relative(logits(model, tokens), expected)
+    assert 0 < error < {"8": 0.15, "4": 0.3, "3": 0.6}[scheme[1]]
+
+
+@pytest.mark.parametrize("method", [AWQ, WeightMethod("awq+gptq", "hessian", FlipOptions(max_flip_percent=0.1))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_llama_is_quantized_saved_and_loaded(tmp_path, tiny_tokenizer, tokens, method, dtype):
+    expected = logits(tiny_llama(dtype=dtype), tokens)
+    model = quantized(tiny_llama(dtype=dtype), weights=method)
+    found = logits(model, tokens)
+    assert relative(found.float(), expected.float()) < 0.45  # four bits, rows of 32 weights
+    quamba.save(model, tiny_tokenizer, tmp_path / "saved")
+    again, _ = quamba.load(str(tmp_path / "saved"))
+    assert again.dtype == model.dtype == dtype
+    assert torch.equal(logits(again, tokens), found)
+    assert type(again) is type(tiny_llama())
+
+
+def test_the_vectors_are_where_they_cost_nothing(tokens):
+    """Of linear layers that alone read a norm in its weight, of others beside the weights."""
+    model, plain = quantized(tiny_llama()), tiny_llama()
+    for layer, before in zip(model.model.layers, plain.model.layers, strict=True):
+        assert layer.self_attn.q_proj.input_multiplier is None and layer.mlp.up_proj.input_multiplier is None
+        assert layer.self_attn.o_proj.input_multiplier is not None and layer.mlp.down_proj.input_multiplier is not None
+        assert not torch.equal(layer.input_layernorm.weight, before.input_layernorm.weight)
+
+
+def test_a_folded_norm_in_16_bits_is_exact(tokens):
+    """The vector is chosen so that the folded weight needs no rounding: what the norm gives times it is as before."""
+    model, plain = quantized(tiny_llama(dtype=torch.bfloat16)), tiny_llama(dtype=torch.bfloat16)
+    layer, before = model.model.layers[0], plain.model.layers[0]
+    weight = layer.self_attn.q_proj.dequantized() * layer.input_layernorm.weight.float()  # what the norm's weight meets
+    expected = before.self_attn.q_proj.weight.float() * before.input_layernorm.weight.float()
+    assert relative(weight, expected) < 0.12
+
+
+@pytest.mark.parametrize("tables", [{"quantize_lm_head": True}, {"quantize_embedding": True, "quantize_lm_head": True}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_tables_of_a_llama_too(tmp_path, tiny_tokenizer, tokens, tables, tied):
+    build = {"tie_word_embeddings": tied}
+    expected = logits(tiny_llama(**build), tokens)
+    model = quantized(tiny_llama(**build), **tables)
+    assert relative(logits(model, tokens), expected) < 0.6
+    quamba.save(model, tiny_tokenizer, tmp_path / "saved")
+    assert torch.equal(logits(quamba.load(str(tmp_path / "saved"))[0], tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a8", "w8a8", "w3a8"])
+def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_mamba, tiny_tokenizer, tokens, scheme):
+    model = quantized(tiny_mamba(), scheme)
+    quamba.save(model, tiny_tokenizer, tmp_path / "saved")
+    again, _ = quamba.load(str(tmp_path / "saved"))
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+    assert again.backbone.layers[0].mixer.out_proj.input_multiplier is not None
+
+
+def test_activation_scales_are_of_the_divided_inputs(tiny_mamba, monkeypatch):
+    """A vector of a thousand on every channel: the scales at in_proj and out_proj come a thousand times smaller."""
+    from quamba.weights import method
+
+    plain = quantized(tiny_mamba(), "w8a8", WeightMethod())
+    large = method.search_scales
+
+    def thousandfold(*args, **options):
+        return dataclasses.replace(large(*args, **options), alpha=1.0, scales=torch.full_like(args[1].mean, 1000.0))
+
+    monkeypatch.setattr(method, "search_scales", thousandfold)
+    scaled = quantized(tiny_mamba(), "w8a8")
+    for a, b in zip(plain.backbone.layers, scaled.backbone.layers, strict=True):
+        torch.testing.assert_close(b.mixer.in_scale * 1000, a.mixer.in_scale, rtol=0.1, atol=0)
+        torch.testing.assert_close(b.mixer.out_scale * 1000, a.mixer.out_scale, rtol=0.1, atol=0)
+        torch.testing.assert_close(b.mixer.x_scale, a.mixer.x_scale, rtol=0.1, atol=0)
+
+
+def test_three_bits_fit_the_four_bit_layout(tiny_mamba):
+    weight = quantized(tiny_mamba(), "w3a16", WeightMethod()).backbone.layers[0].mixer.in_proj
+    integers = quamba.numerics.unpack_uint4(weight.rows()["weight"], weight.in_features)
+    assert integers.max() == 7
+
+
+def test_what_became_of_the_weights_is_kept(tiny_mamba):
+    account = quantized(tiny_mamba()).quamba_weights
+    assert account["tokens"] == WINDOWS.numel() and account["seconds"] > 0
+    assert 0 <= account["reports"]["layers.1.mixer.out_proj"]["alpha"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "w4a8"}, "activations of models of type 'llama' cannot be quantized"),
+        ({"weights": WeightMethod(), "weight_text": WINDOWS}, "weight_text does nothing with the weight method 'rtn'"),
+        ({"resume": True, "weights": WeightMethod(), "weight_text": None}, "nothing to resume"),
+        ({"rotate_residual": True}, "rotate_residual is for Mamba"),
+    ],
+)
+def test_what_does_not_fit_is_one_error(options, message):
+    with pytest.raises(QuambaError, match=message):
+        quantized(tiny_llama(), **options)
+
+
+def test_an_interrupted_quantization_is_resumed(tmp_path, tokens, monkeypatch):
+    from quamba.weight_resume import ResumeFolder
+
+    expected = logits(quantized(tiny_llama()), tokens)
+    keep = ResumeFolder.keep
+
+    def fail_after_two(self, layers, *args):
+        keep(self, layers, *args)
+        if len(layers) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumeFolder, "keep", fail_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            quantized(tiny_llama(), progress_dir=tmp_path / "partial")
+    model = quantized(tiny_llama(), progress_dir=tmp_path / "partial", resume=True)
+    assert torch.equal(logits(model, tokens), expected)
+    assert not (tmp_path / "partial").exists()

@@ -1,0 +1,101 @@
+"""The weight path's options of main.py: what they mean together, and which combinations are mistakes."""
+
+import pytest
+
+import utils
+from quamba import QuambaError
+from quamba.weights.gptq import GptqOptions
+from quamba.weights.method import WeightMethod
+from quamba.weights.rounding import FlipOptions
+from tests.test_utils import EMBEDDED, OTHER, parse
+
+
+def method(*options) -> WeightMethod:
+    return utils.weight_method(parse("--quantize", "--quantize_lm_head", *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], WeightMethod()),
+        (["--weight_method", "awq"], WeightMethod("awq")),
+        (["--apply_gptq"], WeightMethod("gptq")),
+        (["--apply_gptq", "--weight_method", "awq"], WeightMethod("awq+gptq")),
+        (["--weight_method", "gptq", "--gptq_damping", "0.1"], WeightMethod("gptq", gptq=GptqOptions(damping=0.1))),
+        (["--weight_method", "awq", "--n_grid", "8", "--clip"], WeightMethod("awq", n_grid=8, clip=True)),
+        (["--weight_method", "awq", "--lmhead_chunks", "2"], WeightMethod("awq", lm_head_chunks=2)),
+        (["--weight_method", "rtn", "--use_heuristic"], WeightMethod("rtn", "mean")),
+        (["--weight_method", "rtn", "--use_heuristic", "--flip_objective", "hessian"], WeightMethod("rtn", "hessian")),
+        (
+            ["--weight_method", "rtn", "--use_heuristic", "--outlier_percent"],
+            WeightMethod("rtn", "mean", FlipOptions(outlier_percent=0.05)),
+        ),
+        (
+            ["--weight_method", "rtn", "--use_heuristic", "--outlier_percent", "0.2", "--max_flip_percent", "0.03"],
+            WeightMethod("rtn", "mean", FlipOptions(outlier_percent=0.2, max_flip_percent=0.03)),
+        ),
+        (
+            ["--weight_method", "rtn", "--use_heuristic", "--knee_tolerance", "0.1"],
+            WeightMethod("rtn", "mean", FlipOptions(knee_tolerance=0.1)),
+        ),
+        (
+            ["--weight_method", "gptq", "--layer_batch_size", "4", "--no_sequential", "--seed", "3"],
+            WeightMethod("gptq", layer_batch_size=4, sequential=False, seed=3),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_make_a_method(options, expected):
+    assert method(*options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--apply_gptq", "--weight_method", "rtn"], "--apply_gptq means --weight_method gptq, not the rtn given"),
+        (["--outlier_percent"], "--outlier_percent does nothing without --use_heuristic"),
+        (["--flip_objective", "mean"], "--flip_objective does nothing without --use_heuristic"),
+        (["--use_heuristic", "--flip_objective", "best"], "best"),
+        (["--use_heuristic", "--outlier_percent", "1"], "outlier_percent 1.0 is not a share"),
+        (["--use_heuristic", "--outlier_percent", "-0.1"], "outlier_percent -0.1 is not a share"),
+        (["--use_heuristic", "--max_flip_percent", "2"], "max_flip_percent 2.0 is not a share"),
+        (["--weight_method", "gptq", "--n_grid", "3"], "--n_grid does nothing with --weight_method gptq"),
+        (["--weight_method", "awq", "--gptq_damping", "0.1"], "--gptq_damping does nothing with --weight_method awq"),
+        (["--weight_method", "gptq", "--gptq_damping", "-1"], "damping is a number from 0 up"),
+        (["--weight_method", "rtn", "--resume"], "--resume does nothing with weights rounded to nearest"),
+        (["--weight_method", "gptq", "--lmhead_chunks", "2"], "--lmhead_chunks does nothing without"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_contradictions_are_named(options, message):
+    with pytest.raises(QuambaError, match=message):
+        method(*options)
+
+
+def test_more_than_half_masked_warns_and_says_what_it_does(caplog):
+    method("--use_heuristic", "--outlier_percent", "0.6")
+    assert "cannot flip, the rest still can" in caplog.text and "--use_heuristic" in caplog.text
+
+
+def test_rounding_to_nearest_reads_no_text():
+    assert utils.weight_text(parse("--quantize", "--weight_method", "rtn"), EMBEDDED) is None
+
+
+def test_other_methods_read_128_slices_or_as_many_as_are_asked_for():
+    gptq = ["--quantize", "--weight_method", "gptq"]
+    text = utils.weight_text(parse(*gptq), OTHER)
+    assert (text.data_num, text.seqlen, text.sampling) == (128, 512, "slices")
+    assert utils.weight_text(parse(*gptq, "--n_calib", "300"), OTHER).data_num == 300
+    assert utils.weight_text(parse(*gptq, "--testing"), EMBEDDED).data_num == utils.TESTING_CALIB_DATA_NUM
+
+
+def test_float_activations_with_such_a_method_take_text_but_no_observer():
+    parser = utils.build_parser()
+    options = ["--quantize", "--a_bits", "16", "--weight_method", "gptq"]
+    utils.check_quantization_options(parse(*options, "--calib_seqlen", "64"), parser)
+    with pytest.raises(QuambaError, match="--observer does nothing with --a_bits 16"):
+        utils.check_quantization_options(parse(*options, "--observer", "mse"), parser)
+    with pytest.raises(QuambaError, match="--calib_seqlen does nothing with --a_bits 16"):
+        utils.check_quantization_options(
+            parse("--quantize", "--a_bits", "16", "--weight_method", "rtn", "--calib_seqlen", "64"), parser
+        )
