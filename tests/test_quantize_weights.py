@@ -4,9 +4,20 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import quamba
 from quamba.errors import QuambaError
+from quamba.nn.linear import QuantLinear
 from quamba.scheme import SCHEMES
 from quamba.weights.method import WeightMethod
 from quamba.weights.rounding import FlipOptions
@@ -53,6 +64,33 @@ def test_a_llama_is_quantized_saved_and_loaded(tmp_path, tiny_tokenizer, tokens,
     assert again.dtype == model.dtype == dtype
     assert torch.equal(logits(again, tokens), found)
     assert type(again) is type(tiny_llama())
+
+
+FAMILIES = {
+    "Mistral": (MistralConfig, MistralForCausalLM),
+    "Qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "Qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "OLMo 2": (Olmo2Config, Olmo2ForCausalLM),  # its norms come behind the layers: nothing to fold into
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_rounded_too(tmp_path, tiny_tokenizer, tokens, family):
+    """Each near its float model, the same after a reload, and with a vector for every linear layer or in a norm."""
+    config, model_class = FAMILIES[family]
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    torch.manual_seed(1)
+    plain = model_class(config(**sizes, num_attention_heads=4, num_key_value_heads=4)).eval().requires_grad_(False)
+    expected = logits(plain, tokens)
+    model = quantized(plain)
+    found = logits(model, tokens)
+    assert 0 < relative(found, expected) < 0.3
+    quamba.save(model, tiny_tokenizer, tmp_path / "saved")
+    assert torch.equal(logits(quamba.load(str(tmp_path / "saved"))[0], tokens), found)
+    linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    folded = sum(module.input_multiplier is None for module in linears)
+    assert len(linears) == 2 * 7
+    assert folded == (0 if family == "OLMo 2" else 2 * 5)
 
 
 def test_the_vectors_are_where_they_cost_nothing(tokens):
