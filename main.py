@@ -20,6 +20,7 @@ from quamba.activations import check_recordable
 from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
     Checkpoint,
+    check_new_folder,
     check_replaceable,
     load_checkpoint,
     recipe_of,
@@ -91,7 +92,8 @@ def progress_dir(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | Non
     """Where a run keeps the layers that are done, None of one that rounds weights at once."""
     if not utils.weight_method(args).calibrated:
         return None
-    return Path(args.pretrained_dir or args.log_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}.partial"
+    name = f"{checkpoint.name}-{utils.scheme_name(args)}-{utils.weight_method(args).method}.partial"
+    return Path(args.pretrained_dir or args.log_dir) / name
 
 
 def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dict:
@@ -141,6 +143,9 @@ def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
         require_writable(Path(args.calibration).parent)
     if args.save_activations:
         check_recordable(args.save_activations)
+    if args.save_dequantized:
+        check_new_folder(Path(args.save_dequantized))
+        require_writable(Path(args.save_dequantized).resolve().parent)
     if target:
         require_writable(target.parent)
         check_replaceable(target)
@@ -148,9 +153,9 @@ def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """One whole run: load, measure, quantize, save, measure again, log, summarize."""
-    utils.check_quantization_options(args, parser)
-    if args.plugin:
+    if args.plugin and args.quantize:  # its names may be among the options
         quamba.load_plugin(args.plugin)
+    utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
         utils.weight_method(args)
@@ -187,6 +192,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             quamba.save(model, tokenizer, target)
         if args.save_dequantized:
             save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
+        if arguments["progress_dir"]:
+            ResumeFolder(arguments["progress_dir"], {}).discard()  # all that it led to is saved
         disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
         log["saved"] = str(target) if target else None
     recipe = recipe_of(model)

@@ -79,7 +79,7 @@ class CalibrationText:
         return f"{self.data_num} {kind} of {self.seqlen} tokens of {place}, seed {self.seed}"
 
 
-@lru_cache(maxsize=1)  # main.py reads it before anything slow runs, quantize reads it again
+@lru_cache(maxsize=2)  # main.py reads both texts before anything slow runs, quantize reads them again
 def _read_windows(text: CalibrationText, tokenizer) -> Tensor:
     documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
     if text.dataset == PLAIN_WIKITEXT:

@@ -60,7 +60,30 @@ def check_quantized_architecture(model: nn.Module, scheme: Scheme) -> None:
     if is_mamba(model.config.model_type):
         check_architecture(model)
     else:
-        decoder_layers(model)
+        _check_linear_layers(model)
+
+
+def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
+    """Raises QuambaError unless this version quantizes the model as the recipe says."""
+    check_quantized_architecture(model, recipe.scheme)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if recipe.lm_head_bits is not None and getattr(head, "bias", None) is not None:
+        raise QuambaError("the head has a bias, which a quantized one has no place for: drop quantize_lm_head")
+    if recipe.embedding_bits is not None and type(embedding) is not nn.Embedding:
+        raise QuambaError(f"a {type(embedding).__name__} cannot be quantized: drop quantize_embedding")
+
+
+def _check_linear_layers(model: nn.Module) -> None:
+    """Raises QuambaError for matrices that are not those of an nn.Linear: they would stay float unnoticed."""
+    for index, layer in enumerate(decoder_layers(model)):
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear):
+                continue
+            if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+                raise QuambaError(
+                    f"layers.{index}.{name}, a {type(module).__name__}, has weights that are not a linear layer's: "
+                    f"{type(model).__name__} cannot be quantized (experts and convolutions are not supported)"
+                )
 
 
 def is_supported(model: nn.Module) -> bool:

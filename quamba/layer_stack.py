@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .errors import QuambaError
 
-FINAL_NORMS = ("norm_f", "norm", "final_layernorm", "ln_f")
+FINAL_NORMS = ("norm_f", "norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
 class _Reached(Exception):

@@ -52,9 +52,10 @@ def quantize(
     What calibration found is at `model.quamba_calibration`, what became of the weights at `model.quamba_weights`.
     `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen; `weight_text`: what a
     method that looks at activations reads (None: as `calibration`, 128 sequences); `progress_dir`: where it keeps the
-    layers that are done, and with `resume` goes on from; `group_size` of 4 and 3-bit weights (None: 128); `dynamic`: an
-    activation scale for every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`, `lm_head_bits`:
-    8, 4 or 3 (None: as the weights); a tied pair of the same bits stays one table unless `untie`.
+    layers that are done, which the caller removes once the model is saved, and goes on from with `resume`; `group_size`
+    of 4 and 3-bit weights (None: 128); `dynamic`: an activation scale for every token at the inputs of in_proj,
+    out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same bits stays
+    one table unless `untie`.
     `observer`: a name (for tap x) or tap -> name, see `tap_observers.parse_observers`; taps without one keep their own
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
@@ -78,14 +79,14 @@ def quantize(
         untie=untie,
         rotate_residual=rotate_residual,
     )
-    convert.check_model_type(model.config.model_type, recipe.scheme)
+    convert.check_quantizable(model, recipe)
     if rotate_residual and not convert.is_mamba(model.config.model_type):
         raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
-    rounding = _weight_run(model, tokenizer, recipe, weights, weight_text)
+    rounding = _weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
     source = _scale_source(model, tokenizer, recipe, rounding, **given, save_activations=save_activations)
     if rounding is not None and progress_dir is not None:
-        rounding.keep_progress(Path(progress_dir), model_fingerprint(model), resume)
+        rounding.keep_progress(Path(progress_dir), f"{model_fingerprint(model)} {model.dtype}", resume)
     elif resume:
         raise QuambaError(
             "nothing to resume: weights rounded to nearest keep no progress, and without progress_dir none is"
@@ -128,14 +129,17 @@ def _weight_run(
     recipe: QuantizationRecipe,
     method: WeightMethod,
     text: CalibrationText | Tensor | None,
+    calibration: CalibrationText | CalibrationResult | Tensor | None,
 ) -> WeightRun | None:
     """The checked rounding of the weights, None of one that looks at no activations."""
     if not method.calibrated:
         if text is not None:
             raise QuambaError(f"weight_text does nothing with the weight method {method.describe()!r}: drop it")
         return None
-    if text is None:
-        text = default_text(model)
+    if text is None and isinstance(calibration, Tensor):
+        text = calibration[:WINDOWS]
+    elif text is None:
+        text = calibration if isinstance(calibration, CalibrationText) else default_text(model)
         text = replace(text, data_num=min(text.data_num, WINDOWS), sampling="slices")
     windows, described = _read_windows(text, model, tokenizer)
     return WeightRun(windows, method, recipe, (described or CalibrationText()).batch_size, folder=None)
@@ -223,8 +227,6 @@ def _apply(
     mark_quantized(model, recipe)
     model.quamba_calibration = result
     model.quamba_weights = rounded.to_dict() if rounded else None
-    if rounding and rounding.folder:
-        rounding.folder.discard()
     return model
 
 

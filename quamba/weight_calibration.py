@@ -74,6 +74,8 @@ def round_weights(
     Raises QuambaError naming the layer whose input is unfit (NaN, infinity) or whose second moment has no inverse.
     """
     start = time.perf_counter()
+    if head is not None:
+        final_norm(model)  # what is missing is told now
     reset_peak_memory()
     stack = LayerStack(model, windows[0])
     sites = find_sites(model, windows[0], float_activations)
@@ -139,8 +141,10 @@ def _watch(
         for index in chosen:
             update = partial(_update, seen, stack.layers[index], index, method)
             hooks.enter_context(watching(stack.layers[index], sites[index], update))
-        states = list(hidden) if method.sequential else hidden
-        _advance(stack, chosen, states)
+        for position, state in enumerate(hidden):
+            state = _behind(stack, chosen, state)
+            if not method.sequential:
+                hidden[position] = state
     return seen
 
 
@@ -162,9 +166,14 @@ def _update(seen: dict, layer: nn.Module, index: int, method: WeightMethod, site
 def _advance(stack: LayerStack, chosen: range, states: list[Tensor]) -> None:
     """Runs every batch of hidden states [B, L, H] through some layers, in place of what it was."""
     for position, state in enumerate(states):
-        for index in chosen:
-            state = stack.run(index, state)
-        states[position] = state
+        states[position] = _behind(stack, chosen, state)
+
+
+def _behind(stack: LayerStack, chosen: range, state: Tensor) -> Tensor:
+    """What some layers make of hidden states [B, L, H]."""
+    for index in chosen:
+        state = stack.run(index, state)
+    return state
 
 
 def _round_site(

@@ -6,7 +6,6 @@ last: they say how many layers are done.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -38,9 +37,11 @@ class ResumeFolder:
             raise QuambaError(f"cannot keep the run's progress in {self.path}: {error.strerror or error}") from error
 
     def discard(self) -> None:
-        """Removes the folder."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Removes the files of a run, and the folder once it is empty."""
+        for file in [self.path / RUN, self.path / HIDDEN, *self.path.glob("layers-*.safetensors")]:
+            file.unlink(missing_ok=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def require_started(self) -> None:
         """Raises QuambaError where there is nothing to go on from."""
@@ -89,6 +90,8 @@ class ResumeFolder:
         if not (self.path / HIDDEN).exists():
             return None
         states, metadata = self._read(self.path / HIDDEN)
+        if not {"layers", "reports"} <= set(metadata):
+            raise QuambaError(f"{self.path / HIDDEN} is damaged: start anew without --resume")
         count = int(metadata["layers"])
         layers: list[Layer] = [{} for _ in range(count)]
         parts: dict[tuple[int, str], dict[str, Tensor]] = {}
@@ -99,6 +102,8 @@ class ResumeFolder:
         for (index, name), tensors in parts.items():
             if index < count:  # a later batch was cut off before its hidden states
                 layers[index][name] = RoundedWeight(**tensors)
+        if not all(layers):
+            raise QuambaError(f"{self.path} lacks layers that were finished: start anew without --resume")
         return layers, json.loads(metadata["reports"]), [states[name] for name in sorted(states)]
 
     def _read(self, file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -33,7 +33,8 @@ class WeightRun:
     @property
     def identity(self) -> dict:
         """What decides the integers, beside the model: plain data."""
-        digest = hashlib.sha256(self.windows.cpu().contiguous().numpy()).hexdigest()
+        windows = self.windows.cpu().to(torch.int64).contiguous()
+        digest = hashlib.sha256(windows.numpy()).hexdigest()
         act = self.recipe.scheme.act
         return {
             "method": asdict(self.method),
@@ -41,7 +42,7 @@ class WeightRun:
             "head": asdict(self.head) if self.head else None,
             "float activations": act == FLOAT,
             "rotated residual": self.recipe.rotate_residual,
-            "calibration text": digest,
+            "calibration text": [list(windows.shape), digest],
             "batch size": self.batch_size,
         }
 

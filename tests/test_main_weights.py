@@ -1,5 +1,7 @@
 """main.py on the weight path: a method for the weights, from the options to a saved model and a log."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import main
 import quamba
 from quamba.weight_resume import ResumeFolder
-from tests.test_main import fails, place, read_log, tiny  # noqa: F401  (two are fixtures)
+from tests.test_main import ROOT, fails, place, read_log, tiny  # noqa: F401  (two are fixtures)
 from tests.tiny_llama import tiny_llama
 
 W4A16 = ["--quantize", "--w_bits", "4", "--a_bits", "16", "--group_size", "32"]
@@ -67,6 +69,7 @@ def test_an_interrupted_run_is_resumed(llama, monkeypatch, capsys):
     assert main.main([*command, "--n_grid", "7", "--resume"]) == 2
     assert "had another method: give the same options" in capsys.readouterr().err
     assert main.main([*command, "--resume"]) == 0
+    assert not list(Path("models").glob("*.partial"))
     resumed, _ = quamba.load("models/llama-w4a16")
     assert main.main(command) == 0
     for (name, a), b in zip(
@@ -89,3 +92,18 @@ def test_an_interrupted_run_is_resumed(llama, monkeypatch, capsys):
 def test_a_mistake_is_one_line(llama, capsys, options, message):
     told = fails(capsys, [*llama, *options, *(TEXT if "--resume" in options else [])])
     assert message in told and len(told.splitlines()) == 1
+
+
+def test_a_plug_in_brings_a_rounding_rule(llama):
+    plugin = str(ROOT / "examples" / "my_rounding.py")
+    command = [*llama, *W4A16, *TEXT, "--plugin", plugin, "--use_heuristic", "--flip_objective", "one_flip"]
+    assert main.main(command) == 0
+    flips = read_log("llama_w4a16")["weights"]["reports"]["layers.0.mlp.down_proj"]["flips"]["mlp.down_proj"]
+    assert flips["per_row"]["100"] == 1
+
+
+def test_a_folder_for_plain_floats_that_is_not_empty_is_told_before_any_work(llama, capsys):
+    Path("full").mkdir()
+    Path("full", "file").write_text("mine")
+    told = fails(capsys, [*llama, *W4A16, "--save_dequantized", "full"])
+    assert "full exists already" in told

@@ -7,6 +7,8 @@ import torch
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Qwen2Config,
@@ -19,6 +21,8 @@ import quamba
 from quamba.errors import QuambaError
 from quamba.nn.linear import QuantLinear
 from quamba.scheme import SCHEMES
+from quamba.weight_resume import ResumeFolder
+from quamba.weights import method
 from quamba.weights.method import WeightMethod
 from quamba.weights.rounding import FlipOptions
 from tests.tiny_llama import tiny_llama
@@ -133,8 +137,6 @@ def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_mamba, tiny_tok
 
 def test_activation_scales_are_of_the_divided_inputs(tiny_mamba, monkeypatch):
     """A vector of a thousand on every channel: the scales at in_proj and out_proj come a thousand times smaller."""
-    from quamba.weights import method
-
     plain = quantized(tiny_mamba(), "w8a8", WeightMethod())
     large = method.search_scales
 
@@ -176,8 +178,6 @@ def test_what_does_not_fit_is_one_error(options, message):
 
 
 def test_an_interrupted_quantization_is_resumed(tmp_path, tokens, monkeypatch):
-    from quamba.weight_resume import ResumeFolder
-
     expected = logits(quantized(tiny_llama()), tokens)
     keep = ResumeFolder.keep
 
@@ -192,4 +192,34 @@ def test_an_interrupted_quantization_is_resumed(tmp_path, tokens, monkeypatch):
             quantized(tiny_llama(), progress_dir=tmp_path / "partial")
     model = quantized(tiny_llama(), progress_dir=tmp_path / "partial", resume=True)
     assert torch.equal(logits(model, tokens), expected)
-    assert not (tmp_path / "partial").exists()
+    again = quantized(tiny_llama(), progress_dir=tmp_path / "partial", resume=True)  # a finished run costs nothing
+    assert torch.equal(logits(again, tokens), expected)
+
+
+def test_progress_takes_nothing_else_in_its_folder_with_it(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    quantized(tiny_llama(), progress_dir=tmp_path)
+    ResumeFolder(tmp_path, {}).discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_windows_for_activations_serve_the_weights_too(tiny_mamba, tokens):
+    named = quantized(tiny_mamba(), "w4a8")
+    assert torch.equal(logits(quantized(tiny_mamba(), "w4a8", weight_text=None), tokens), logits(named, tokens))
+
+
+def test_experts_are_refused_before_anything_is_changed():
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    with pytest.raises(QuambaError, match=r"layers\.0\.mlp.*MixtralForCausalLM cannot be quantized \(experts"):
+        quantized(model)
+
+
+def test_a_folded_channel_of_16_bits_is_neither_lost_nor_infinite():
+    norm, scales = torch.tensor([1.0, 1.0, 0.0, -2.0], dtype=torch.float16), torch.tensor([1e-9, 1e9, 3.0, 1e-5])
+    found = method.foldable(scales, norm)
+    folded = norm.float() / found
+    assert found.isfinite().all() and (found > 0).all()
+    assert torch.equal(folded.half().float(), folded) and folded.isfinite().all()
+    assert (folded != 0).tolist() == [True, True, False, True]

@@ -1,6 +1,6 @@
 """Checkpoints: finding one by name, reading the formats it may have, writing and verifying quantized ones."""
 
-from .dequantized import save_dequantized
+from .dequantized import check_new_folder, save_dequantized
 from .load import load, load_checkpoint
 from .load_float import load_float
 from .quantized import METHOD, check_replaceable, load_quantized, recipe_of, save_quantized
@@ -10,6 +10,7 @@ from .tokenizer import load_tokenizer
 __all__ = [
     "METHOD",
     "Checkpoint",
+    "check_new_folder",
     "check_replaceable",
     "load",
     "load_checkpoint",

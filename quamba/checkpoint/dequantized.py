@@ -81,6 +81,12 @@ def _modules_of(model: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, kind) and id(m) not in inside]
 
 
+def check_new_folder(directory: Path) -> None:
+    """Raises QuambaError where `directory` is a file, or a folder that is not empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise QuambaError(f"{directory} exists already and would be replaced: name a new folder")
+
+
 def save_dequantized(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, dtype: torch.dtype
 ) -> Path:
@@ -91,8 +97,7 @@ def save_dequantized(
     if recipe_of(model) is None:
         raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
     target = Path(directory).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise QuambaError(f"{directory} exists already and would be replaced: name a new folder")
+    check_new_folder(target)
     config = copy.deepcopy(model.config)
     del config.quantization_config
     config.dtype = dtype

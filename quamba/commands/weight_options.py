@@ -3,6 +3,7 @@
 import argparse
 
 from ..errors import QuambaError
+from ..scheme import FLOAT
 from ..weights.gptq import GptqOptions
 from ..weights.method import MEAN, METHODS, NEAREST, WeightMethod
 from ..weights.rounding import FlipOptions, rounding_names
@@ -52,7 +53,8 @@ def add_weight_options(group) -> None:
 
 def weight_method(args: argparse.Namespace) -> WeightMethod:
     """How weights are rounded. Raises QuambaError for options that contradict, or that do nothing."""
-    given = {name for name in WEIGHT_OPTIONS.split() if getattr(args, name) not in (None, False)}
+    values = {name: getattr(args, name) for name in WEIGHT_OPTIONS.split()}
+    given = {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
     method = args.weight_method or (GPTQ if args.apply_gptq else WeightMethod().method)
     if args.apply_gptq and GPTQ not in method:
         if method != AWQ:
@@ -60,14 +62,20 @@ def weight_method(args: argparse.Namespace) -> WeightMethod:
         method = f"{AWQ}+{GPTQ}"
     if not args.use_heuristic and (names := sorted(given & set(FLIP_OPTIONS.split()))):
         raise QuambaError(f"--{names[0]} does nothing without --use_heuristic: add it, or drop the option")
+    if {"knee_tolerance", "outlier_percent"} <= given:
+        raise QuambaError("--knee_tolerance shifts the knee that --outlier_percent does without: drop one")
+    if args.flip_objective == NEAREST:
+        raise QuambaError(f"--flip_objective {NEAREST} flips nothing: drop --use_heuristic")
     for name, needed in (("n_grid", AWQ), ("gptq_damping", GPTQ)):
         if name in given and needed not in method:
             raise QuambaError(f"--{name} does nothing with --weight_method {method}: drop it")
     flips = {name: getattr(args, name) for name in FLIP_OPTIONS.split()[1:] if getattr(args, name) is not None}
     chosen = {name: getattr(args, name) for name in ("n_grid", "layer_batch_size") if getattr(args, name) is not None}
     if args.lmhead_chunks is not None:
-        if AWQ not in method or not args.quantize_lm_head:
-            raise QuambaError("--lmhead_chunks does nothing without --quantize_lm_head and AWQ: add them, or drop it")
+        if AWQ not in method or not args.quantize_lm_head or args.a_bits != FLOAT.bits:
+            raise QuambaError(
+                "--lmhead_chunks does nothing without --quantize_lm_head, AWQ and --a_bits 16: add them, or drop it"
+            )
         chosen["lm_head_chunks"] = args.lmhead_chunks
     if args.gptq_damping is not None:
         chosen["gptq"] = GptqOptions(damping=args.gptq_damping)

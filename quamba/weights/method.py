@@ -162,7 +162,10 @@ def foldable(scales: Tensor, norm_weight: Tensor) -> Tensor:
     The folded weight norm / s is rounded to the norm's dtype first, and s is what leads there. A norm's channel of 0
     has no input, and keeps its scale.
     """
-    folded = (norm_weight.float() / scales).to(norm_weight.dtype).float()
+    limits = torch.finfo(norm_weight.dtype)
+    folded = norm_weight.float() / scales
+    magnitude = folded.abs().clamp(limits.tiny, limits.max)  # float16 would lose a channel, or make it infinite
+    folded = torch.where(folded == 0, folded, magnitude.copysign(folded)).to(norm_weight.dtype).float()
     return torch.where(folded == 0, scales, norm_weight.float() / folded)
 
 
