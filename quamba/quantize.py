@@ -54,8 +54,8 @@ def quantize(
     method that looks at activations reads (None: as `calibration`, 128 sequences); `progress_dir`: where it keeps the
     layers that are done, which the caller removes once the model is saved, and goes on from with `resume`; `group_size`
     of 4 and 3-bit weights (None: 128); `dynamic`: an activation scale for every token at the inputs of in_proj,
-    out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same bits stays
-    one table unless `untie`.
+    out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same
+    bits stays one table unless `untie`.
     `observer`: a name (for tap x) or tap -> name, see `tap_observers.parse_observers`; taps without one keep their own
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
