@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from ..evaluate.log import finite
 from .compare_logs import KINDS, Cell, Change, Column, LogComparison, Row
+from .markdown import markdown_table
 from .result_log import Calibration
 
 # kind of row -> how a figure, a change and the ends of its interval are written
@@ -41,7 +42,7 @@ def to_markdown(comparison: LogComparison) -> str:
     for name, text in (("model", lambda c: c.model), ("scheme", lambda c: c.scheme), ("observers", _observers)):
         lines.append([name, text(base), *(cell for column in others for cell in (text(column), ""))])
     lines += [_line(row, notes) for row in comparison.rows]
-    text = _table(lines)
+    text = markdown_table(lines)
     if any(cell.change and cell.change.low is not None for row in comparison.rows for cell in row.cells):
         text += (
             f"\nIn square brackets: the {100 * comparison.confidence:g} % interval of a bootstrap over the pairs of "
@@ -99,14 +100,3 @@ def _change(kind: str, change: Change | None) -> str:
     _, form, end = FORMS[kind]
     interval = "" if change.low is None else f" [{end.format(change.low)}, {end.format(change.high)}]"
     return form.format(change.estimate) + interval
-
-
-def _table(lines: list[list[str]]) -> str:
-    """Markdown that reads well as plain text too: the first column to the left, figures to the right."""
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines.insert(1, rule)
-    return "".join(
-        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |\n" for line in lines
-    )
