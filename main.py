@@ -27,7 +27,7 @@ from quamba.checkpoint import (
     resolve_checkpoint,
     save_dequantized,
 )
-from quamba.convert import check_model_type, check_quantized_architecture
+from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
@@ -128,7 +128,7 @@ def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             check_tasks(tasks, args.include_path)
 
 
-def check_quantizable(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     """Raises QuambaError where config.json says already that the model cannot be quantized."""
     if checkpoint.quantization_method is not None:
         raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
@@ -164,14 +164,14 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     check_evaluation(args, checkpoint)
     arguments, target = None, None
     if args.quantize:
-        check_quantizable(checkpoint, args)
+        check_checkpoint(checkpoint, args)
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
     check_outputs(args, target)
     if args.resume:
         ResumeFolder(arguments["progress_dir"], {}).require_started()
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
-        check_quantized_architecture(model, get_scheme(utils.scheme_name(args)))
+        check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings))
         for text in (arguments["calibration"], arguments["weight_text"]):
             if isinstance(text, CalibrationText):
                 text.windows(tokenizer)  # a text that cannot be read is said now

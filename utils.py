@@ -14,7 +14,7 @@ from quamba.commands.arguments import positive_int, seed
 from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.observer import observer_names
-from quamba.scheme import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, SCHEMES, create_recipe
+from quamba.scheme import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 from quamba.text_sources import FOLDER_TEXTS, find_data_files
 from quamba.weight_run import WINDOWS
@@ -200,6 +200,14 @@ def recipe_arguments(args: argparse.Namespace) -> dict:
     arguments |= {name: getattr(args, name) for name in RECIPE_OPTIONS.split()}
     create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
     return arguments
+
+
+def recipe(args: argparse.Namespace, tied: bool) -> QuantizationRecipe:
+    """The recipe of a model whose embedding and head are `tied`. Raises QuambaError for an option that does nothing."""
+    found = create_recipe(**recipe_arguments(args), tied=tied)
+    if args.lmhead_chunks is not None and found.tied_head:
+        raise QuambaError("--lmhead_chunks does nothing for a head that shares the embedding's table: drop it")
+    return found
 
 
 def weight_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText | None:

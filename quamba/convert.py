@@ -17,6 +17,7 @@ from .ops.schemas import MAX_CONV_WIDTH
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
 from .transforms import untie_embedding
 from .weight_sites import NORM_READERS
+from .weights.awq import fold_into_norm
 from .weights.rounded import RoundedWeight
 
 HEAD_TAP = "head_in"
@@ -54,18 +55,15 @@ def check_architecture(model: nn.Module) -> None:
     hadamard.hadamard_base(config.intermediate_size)
 
 
-def check_quantized_architecture(model: nn.Module, scheme: Scheme) -> None:
-    """Raises QuambaError unless this version quantizes the model to the scheme."""
-    check_model_type(model.config.model_type, scheme)
+def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
+    """Raises QuambaError unless this version quantizes the model as the recipe says."""
+    check_model_type(model.config.model_type, recipe.scheme)
     if is_mamba(model.config.model_type):
         check_architecture(model)
     else:
         _check_linear_layers(model)
-
-
-def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
-    """Raises QuambaError unless this version quantizes the model as the recipe says."""
-    check_quantized_architecture(model, recipe.scheme)
+        if recipe.rotate_residual:
+            raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if recipe.lm_head_bits is not None and getattr(head, "bias", None) is not None:
         raise QuambaError("the head has a bias, which a quantized one has no place for: drop quantize_lm_head")
@@ -215,7 +213,7 @@ def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence
             rounded = layers[index].get(names[0])
             if rounded is not None and rounded.input_scales is not None and names[0] not in recipe.multipliers:
                 weight = layer.get_submodule(norm).weight
-                weight.copy_(weight.float() / rounded.input_scales)
+                weight.copy_(fold_into_norm(weight, rounded.input_scales))
 
 
 def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:

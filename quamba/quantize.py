@@ -80,8 +80,6 @@ def quantize(
         rotate_residual=rotate_residual,
     )
     convert.check_quantizable(model, recipe)
-    if rotate_residual and not convert.is_mamba(model.config.model_type):
-        raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
     rounding = _weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
     source = _scale_source(model, tokenizer, recipe, rounding, **given, save_activations=save_activations)

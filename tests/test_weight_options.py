@@ -77,6 +77,16 @@ def test_contradictions_are_named(options, message):
         method(*options)
 
 
+def test_chunks_of_a_head_in_the_embeddings_table_are_refused():
+    options = ["--a_bits", "16", "--weight_method", "awq", "--quantize_lm_head", "--lmhead_chunks", "2"]
+    args = parse("--quantize", *options)
+    assert not utils.recipe(args, tied=True).tied_head
+    args = parse("--quantize", *options, "--quantize_embedding")
+    assert not utils.recipe(args, tied=False).tied_head
+    with pytest.raises(QuambaError, match="--lmhead_chunks does nothing for a head that shares"):
+        utils.recipe(args, tied=True)
+
+
 def test_more_than_half_masked_warns_and_says_what_it_does(caplog):
     method("--use_heuristic", "--outlier_percent", "0.6")
     assert "cannot flip, the rest still can" in caplog.text and "--use_heuristic" in caplog.text

@@ -4,7 +4,7 @@ Dims: I in features, O out features (V rows of a head), G groups of a row.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -114,13 +114,13 @@ def round_linears(
     search = None
     if method.scales_inputs and scalable:
         search = search_scales(list(weights.values()), statistics, grid, n_grid=method.n_grid, output_rows=output_rows)
+        if norm_weight is not None:
+            search = replace(search, scales=foldable(search.scales, norm_weight))
     scales = None if search is None or search.alpha == 0 else search.scales
-    if scales is not None and norm_weight is not None:
-        scales = foldable(scales, norm_weight)
     seen = statistics if scales is None else scale_statistics(statistics, scales)
     rounded, flips, error, nearest_error = {}, {}, 0.0, 0.0
     for name, weight in weights.items():
-        target = weight.detach().float() if scales is None else weight.detach().float() * scales
+        target = weight.detach().float() if scales is None else search.scaled(weight)
         state, flip_statistics = _round(target, seen, grid, method)
         rounded[name] = _rounded(state, scales)
         if flip_statistics is not None:

@@ -7,7 +7,7 @@ tr(D H D^T), H = E[x x^T]. The former is the rank-one case of the latter: for H 
 Dims: O out features, I in features, C rows of a chunk, K most flips of a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -69,13 +69,7 @@ def flip_by_mean(
     Raises QuambaError for a mean that is not finite or not [I].
     """
     mean = _mean_of(state, statistics)
-    outliers = options.outliers(mean)
-    most = options.most_flips(mean.numel())
-    integers, candidates = torch.empty_like(state.integers), 0
-    for rows in _chunks(state):
-        integers[rows], count = _mean_flips(state.rows(rows.start, rows.stop), mean, outliers.mask, most)
-        candidates += count
-    return state.with_integers(integers), FlipStatistics.of(state.integers, integers, candidates, outliers)
+    return _flip_rows(state, mean, mean, options, _mean_flips)
 
 
 @register_rounding("hessian")
@@ -89,12 +83,18 @@ def flip_by_hessian(
     weight flips once at most. Raises QuambaError for a mean that is not finite or not [I], and without an H [I, I].
     """
     mean = _mean_of(state, statistics)
-    second = _second_of(state, statistics)
+    return _flip_rows(state, mean, _second_of(state, statistics), options, _hessian_flips)
+
+
+def _flip_rows(
+    state: RoundingState, mean: Tensor, moment: Tensor, options: FlipOptions, flips: Callable
+) -> tuple[RoundingState, FlipStatistics]:
+    """Flips chunk by chunk: flips(rows, moment, masked, most) -> (integers, candidates); mean float64 [I]."""
     outliers = options.outliers(mean)
     most = options.most_flips(mean.numel())
     integers, candidates = torch.empty_like(state.integers), 0
     for rows in _chunks(state):
-        integers[rows], count = _hessian_flips(state.rows(rows.start, rows.stop), second, outliers.mask, most)
+        integers[rows], count = flips(state.rows(rows.start, rows.stop), moment, outliers.mask, most)
         candidates += count
     return state.with_integers(integers), FlipStatistics.of(state.integers, integers, candidates, outliers)
 
