@@ -35,6 +35,7 @@ from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.scheme import QuantizationRecipe, get_scheme
+from quamba.text_sources import data_dir_for
 from quamba.weight_resume import ResumeFolder
 
 console = Console()
@@ -55,6 +56,7 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
         tokenizer,
         texts,
         max_windows=utils.max_windows(args, checkpoint, texts),
+        data_dir=data_dir_for(args.data_dir, *texts),
         batch_size=size,
     )
     for tasks, examples in task_runs:
@@ -166,6 +168,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.quantize:
         check_checkpoint(checkpoint, args)
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
+    utils.check_data_dir(args, checkpoint, arguments or {})
     check_outputs(args, target)
     if args.resume:
         ResumeFolder(arguments["progress_dir"], {}).require_started()

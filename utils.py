@@ -4,19 +4,20 @@ import argparse
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from quamba import CalibrationResult, CalibrationText, QuambaError
+from quamba import CalibrationResult, CalibrationText, QuambaError, text_sources
 from quamba.checkpoint import METHOD, Checkpoint
 from quamba.commands.arguments import positive_int, seed
+from quamba.commands.run_options import add_calibration_options, add_evaluation_options, add_quantization_options
 from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
-from quamba.observer import observer_names
-from quamba.scheme import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, SCHEMES, QuantizationRecipe, create_recipe
-from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
-from quamba.text_sources import FOLDER_TEXTS, find_data_files
+from quamba.scheme import FLOAT, SCHEMES, QuantizationRecipe, create_recipe
+from quamba.tap_observers import check_observer_options, parse_observers
+from quamba.text_sources import FOLDER_TEXTS, data_dir_for, find_data_files
 from quamba.weight_run import WINDOWS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,7 +31,7 @@ QUANTIZATION_OPTIONS = (
     f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float save_dequantized plugin {WEIGHT_OPTIONS}"
 )
 OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations"
-TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen data_dir"
+TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen"
 
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
@@ -69,120 +70,30 @@ def build_parser() -> argparse.ArgumentParser:
         default="logs",
         help="where the JSON log goes (default: logs)",
     )
+    run.add_argument(
+        "--data_dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help=f"a folder or file that is read instead of the hub, in calibration and for perplexity; stands in for "
+        f"{', '.join(FOLDER_TEXTS)}",
+    )
     run.add_argument("--batch_size", type=positive_int, metavar="N", help="sequences at a time (default: 8, tiny: 16)")
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of calibration and lm-eval (default: 0)")
     run.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
     run.add_argument("--dtype", choices=DTYPES, help="of what stays float (default: float32, or as it was saved)")
     run.add_argument("--testing", action="store_true", help="a quick pass over little data, to see that a run works")
     run.add_argument("--verbose", action="store_true", help="log what is going on, in detail")
-    _add_quantization_options(parser.add_argument_group("quantization"))
+    add_quantization_options(parser.add_argument_group("quantization"))
     add_weight_options(
         parser.add_argument_group("weights", "how their integers are chosen; all but rtn read calibration text")
     )
-    _add_calibration_options(parser.add_argument_group("calibration"))
-    _add_evaluation_options(
+    add_calibration_options(parser.add_argument_group("calibration"))
+    add_evaluation_options(
         parser.add_argument_group(
             "evaluation", "without any of these: perplexity, and stdlib_cloze on embedded checkpoints"
         )
     )
     return parser
-
-
-def _add_quantization_options(group) -> None:
-    group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
-    group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default), 4 or 3")
-    group.add_argument("--a_bits", type=int, default=8, help="bits of the activations: 8 (default), or 16 (float)")
-    group.add_argument(
-        "--group_size",
-        type=int,
-        metavar="N",
-        help=f"weights below 8 bits that share a scale: {', '.join(map(str, GROUP_SIZES))} ({DEFAULT_GROUP_SIZE})",
-    )
-    group.add_argument(
-        "--dynamic", action="store_true", help="per-token activation scales for in_proj, out_proj and lm_head"
-    )
-    group.add_argument("--quantize_embedding", action="store_true", help="the embedding too, in the weights' format")
-    group.add_argument("--quantize_lm_head", action="store_true", help="the head too, in the weights' format")
-    group.add_argument("--embedding_bits", type=int, metavar="N", help="of the embedding: 8 or 4 (default: --w_bits)")
-    group.add_argument("--lm_head_bits", type=int, metavar="N", help="of the head: 8 or 4 (default: --w_bits)")
-    group.add_argument("--untie_embedding", action="store_true", help="a table each for quantized embedding and head")
-    group.add_argument(
-        "--save_dequantized",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help="also write the rounded weights as plain floats in the model's own dtype, for tools that know no quamba",
-    )
-    group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
-    group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
-
-
-def _add_calibration_options(group) -> None:
-    group.add_argument(
-        "--observer",
-        metavar="NAME",
-        help=f"of tap x ({', '.join(observer_names())}), or TAP=NAME,... or all=NAME; the defaults of the others: "
-        + ", ".join(f"{tap}={name}" for tap, name in DEFAULT_OBSERVERS.items()),
-    )
-    group.add_argument("--use_outlier_aware", action="store_true", help="the same as --observer outlier_aware")
-    group.add_argument("--percentile_alpha", type=float, metavar="P", help="percentile of the percentile observer")
-    group.add_argument(
-        "--plugin",
-        type=os.path.expanduser,
-        metavar="FILE",
-        help="a Python file with observers or rounding rules",
-    )
-    group.add_argument(
-        "--calib_dataset",
-        type=os.path.expanduser,
-        metavar="NAME|FILE",
-        help=f"one of {', '.join(TEXT_NAMES)}, or a file",
-    )
-    group.add_argument(
-        "--data_dir",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help=f"a folder or file that holds --calib_dataset ({', '.join(FOLDER_TEXTS)}), read instead of the hub",
-    )
-    group.add_argument(
-        "--calib_data_num",
-        "--n_calib",
-        type=positive_int,
-        metavar="N",
-        help="sequences (default: 512, tiny: fewer)",
-    )
-    group.add_argument(
-        "--calib_seqlen", type=positive_int, metavar="N", help="tokens of each (default: 512, tiny: 256)"
-    )
-    group.add_argument(
-        "--calibration",
-        type=os.path.expanduser,
-        metavar="FILE",
-        help="reuse the calibration result in FILE; written there if it does not exist",
-    )
-    group.add_argument(
-        "--save_activations",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help="write the first batch and a histogram of every observed tap, a safetensors file per layer",
-    )
-
-
-def _add_evaluation_options(group) -> None:
-    group.add_argument("--eval_ppl", action="store_true", help="perplexity on --ppl_dataset")
-    group.add_argument(
-        "--ppl_dataset",
-        type=os.path.expanduser,
-        metavar="NAME|FILE",
-        help="text of the perplexity, implies --eval_ppl (default: wikitext2)",
-    )
-    group.add_argument("--eval_zero_shot", action="store_true", help="lm-eval tasks without examples")
-    group.add_argument("--eval_few_shot", action="store_true", help="lm-eval tasks with --fewshot examples")
-    group.add_argument("--eval_generation", action="store_true", help="lm-eval tasks whose answers are generated")
-    group.add_argument("--task_list", metavar="A,B", help="lm-eval tasks by name; alone it implies --eval_zero_shot")
-    group.add_argument("--fewshot", type=positive_int, metavar="N", help="examples of --eval_few_shot (default: 5)")
-    group.add_argument(
-        "--include_path", type=os.path.expanduser, metavar="DIR", help="a folder with lm-eval tasks of your own"
-    )
 
 
 def scheme_name(args: argparse.Namespace) -> str:
@@ -272,15 +183,13 @@ def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Calibr
     data_num = args.calib_data_num or (defaults.calib_data_num if defaults else common.data_num)
     dataset = args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset)
     check_text("--calib_dataset", dataset)
-    if args.data_dir is not None:
-        find_data_files(dataset, "calibration", args.data_dir)
     return CalibrationText(
         dataset=dataset,
         data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
         seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
         seed=args.seed,
         batch_size=batch_size(args, checkpoint),
-        data_dir=args.data_dir,
+        data_dir=data_dir_for(args.data_dir, dataset),
     )
 
 
@@ -300,13 +209,15 @@ def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> Cali
             f"{args.calibration} is reused: drop one of them"
         )
     result = CalibrationResult.load(args.calibration)
-    for option in ("calib_dataset", "calib_data_num", "calib_seqlen", "data_dir"):
-        field = option.removeprefix("calib_")
-        used = (result.text or {}).get(field)
-        if getattr(args, option) is not None and used != getattr(text, field):
+    used = result.text or {}
+    asked = {option: getattr(text, option.removeprefix("calib_")) for option in TEXT_OPTIONS.split()}
+    asked["data_dir"] = data_dir_for(args.data_dir, used.get("dataset"))
+    for option, value in asked.items():
+        made_with = used.get(option.removeprefix("calib_"))
+        if getattr(args, option) is not None and made_with != value:
             raise QuambaError(
                 f"--{option} {getattr(args, option)} does not fit --calibration {args.calibration}, which was made "
-                f"with {used}: drop one of them, or name a new file"
+                f"{'without it' if made_with is None else f'with {made_with}'}: drop one of them, or name a new file"
             )
     return result
 
@@ -360,6 +271,24 @@ def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[l
     if args.include_path is not None and not runs:
         raise QuambaError(f"--include_path {args.include_path} does nothing without lm-eval tasks: add --task_list")
     return texts, runs
+
+
+def check_data_dir(args: argparse.Namespace, checkpoint: Checkpoint, arguments: Mapping) -> None:
+    """Raises QuambaError where --data_dir lacks a text that it stands in for, or stands in for none of the run's.
+
+    `arguments`: those of `quamba.quantize`, empty where nothing is quantized.
+    """
+    if args.data_dir is None:
+        return
+    texts = [(text, "test") for text in evaluation_plan(args, checkpoint)[0]]
+    sources = [arguments.get("calibration"), arguments.get("weight_text")]
+    texts += [(source.dataset, "calibration") for source in sources if isinstance(source, CalibrationText)]
+    for text, split in texts:
+        if data_dir_for(args.data_dir, text):
+            find_data_files(text, split, args.data_dir)
+    # the text of an earlier result is not read again, but the option says where it was
+    earlier = [source.text["dataset"] for source in sources if isinstance(source, CalibrationResult) and source.text]
+    text_sources.check_data_dir(args.data_dir, *(text for text, _ in texts), *earlier)
 
 
 def model_name(checkpoint: Checkpoint) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import numerics
 from .errors import QuambaError
 from .histogram import MANTISSA_BITS, Distribution, MagnitudeHistogram, SignedDistribution, SignedHistogram
-from .observer_base import Observer, create_observer, load_plugin, observer_names, register_observer
+from .observer_base import Observer, create_observer, observer_names, register_observer
 from .quantile import exact_quantiles
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "PerTensorOutlierAwareObserver",
     "PerTensorPercentileObserver",
     "create_observer",
-    "load_plugin",
     "observer_names",
     "register_observer",
 ]

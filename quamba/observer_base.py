@@ -1,24 +1,16 @@
-"""What every observer shares, the registry that finds one by name, and plug-ins."""
+"""What every observer shares, and the registry that finds one by name."""
 
 import abc
-import importlib.util
 import inspect
-import logging
 import math
-import os
-import sys
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import numerics
 from .errors import QuambaError
-
-logger = logging.getLogger(__name__)
+from .registry import Registry
 
 
 class Observer(abc.ABC):
@@ -150,8 +142,7 @@ def finite_extremes(x: Tensor, what: str) -> tuple[float, float]:
     return low, high
 
 
-_registry: dict[str, type[Observer]] = {}
-_plugins: dict[Path, ModuleType] = {}
+_observers: Registry[type[Observer]] = Registry("observer")
 
 
 def register_observer(name: str) -> Callable[[type[Observer]], type[Observer]]:
@@ -165,11 +156,8 @@ def register_observer(name: str) -> Callable[[type[Observer]], type[Observer]]:
             raise QuambaError(f"register_observer({name!r}): {cls!r} is not a subclass of quamba.observer.Observer")
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(cls).parameters.values()):
             raise QuambaError(f"register_observer({name!r}): name every constructor argument, without * and **")
-        known = _registry.get(name)
-        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise QuambaError(f"the observer name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        _observers.add(name, cls)
         cls.name = name
-        _registry[name] = cls
         return cls
 
     return register
@@ -177,14 +165,12 @@ def register_observer(name: str) -> Callable[[type[Observer]], type[Observer]]:
 
 def observer_names() -> list[str]:
     """The names that `create_observer` knows, in the order of registration."""
-    return list(_registry)
+    return _observers.names()
 
 
 def create_observer(name: str, /, **kwargs) -> Observer:
     """A new observer of that name. Raises QuambaError on an unknown name or argument, listing the known ones."""
-    if name not in _registry:
-        raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(_registry)}")
-    cls = _registry[name]
+    cls = _observers.get(name)
     accepted = inspect.signature(cls).parameters
     unknown = sorted(set(kwargs) - set(accepted))
     if unknown:
@@ -193,31 +179,3 @@ def create_observer(name: str, /, **kwargs) -> Observer:
     if missing:
         raise QuambaError(f"observer {name!r} needs the argument {', '.join(missing)}")
     return cls(**kwargs)
-
-
-def load_plugin(path: str | Path) -> ModuleType:
-    """Runs a user's Python file, so that what it registers is known by name; a second call does nothing.
-
-    Raises QuambaError where the file is missing or fails; nothing of it then stays registered.
-    """
-    path = Path(os.path.expanduser(path)).resolve()
-    if path in _plugins:
-        return _plugins[path]
-    if not path.is_file() or path.suffix != ".py":
-        raise QuambaError(f"plug-in {str(path)!r} is not a Python file: give the path of an existing .py file")
-    name = f"quamba_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    before = dict(_registry)
-    sys.modules[name] = module  # so that its classes can be pickled
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        _registry.clear()
-        _registry.update(before)
-        raise QuambaError(f"plug-in {str(path)!r} failed: {type(error).__name__}: {error}") from error
-    _plugins[path] = module
-    added = [observer for observer in _registry if observer not in before]
-    logger.info("plug-in %s registered the observers: %s", path, ", ".join(added) or "none")
-    return module

@@ -19,9 +19,7 @@ from .tap_observers import check_observer_options, parse_observers
 from .transforms import fuse_final_norm, fuse_norm, rotate_out_proj
 from .transforms import rotate_residual as rotate_residual_stream
 from .weight_run import WINDOWS, WeightRun, expect_vectors
-from .weights.method import WeightMethod
-
-NEAREST = WeightMethod()
+from .weights.method import DEFAULT_METHODS, WeightMethod
 
 
 def quantize(
@@ -31,7 +29,7 @@ def quantize(
     observer: str | Mapping[str, str] | None = None,
     calibration: CalibrationText | CalibrationResult | Tensor | None = None,
     *,
-    weights: WeightMethod = NEAREST,
+    weights: WeightMethod | None = None,
     weight_text: CalibrationText | Tensor | None = None,
     progress_dir: str | Path | None = None,
     resume: bool = False,
@@ -50,12 +48,12 @@ def quantize(
     """Quantizes a float model in place and returns it: a Mamba, or the weights alone (scheme *a16) of any causal LM.
 
     What calibration found is at `model.quamba_calibration`, what became of the weights at `model.quamba_weights`.
-    `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen; `weight_text`: what a
-    method that looks at activations reads (None: as `calibration`, 128 sequences); `progress_dir`: where it keeps the
-    layers that are done, which the caller removes once the model is saved, and goes on from with `resume`; `group_size`
-    of 4 and 3-bit weights (None: 128); `dynamic`: an activation scale for every token at the inputs of in_proj,
-    out_proj and lm_head. `embedding_bits`, `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same
-    bits stays one table unless `untie`.
+    `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen (None: to nearest with 8
+    bits, else by GPTQ, see `DEFAULT_METHODS`); `weight_text`: what a method that looks at activations reads (None: as
+    `calibration`, 128 sequences); `progress_dir`: where it keeps the layers that are done, which the caller removes
+    once the model is saved, and goes on from with `resume`; `group_size` of 4 and 3-bit weights (None: 128); `dynamic`:
+    an activation scale for every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`,
+    `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same bits stays one table unless `untie`.
     `observer`: a name (for tap x) or tap -> name, see `tap_observers.parse_observers`; taps without one keep their own
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
@@ -80,8 +78,11 @@ def quantize(
         rotate_residual=rotate_residual,
     )
     convert.check_quantizable(model, recipe)
-    rounding = _weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
+    if recipe.scheme.act == FLOAT:
+        _refuse(recipe, **given, save_activations=save_activations)
+    weights = weights or DEFAULT_METHODS[recipe.scheme.weight.bits]
+    rounding = _weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     source = _scale_source(model, tokenizer, recipe, rounding, **given, save_activations=save_activations)
     if rounding is not None and progress_dir is not None:
         rounding.keep_progress(Path(progress_dir), f"{model_fingerprint(model)} {model.dtype}", resume)
@@ -160,15 +161,7 @@ def _scale_source(
     """
     act, n_bits = recipe.scheme.act, recipe.scheme.act.bits
     options = {name: dict(arguments) for name, arguments in (observer_options or {}).items()}
-    if act == FLOAT:
-        _refuse(
-            recipe,
-            observer=observer,
-            observer_options=options,
-            calibration=calibration,
-            save_activations=save_activations,
-        )
-    else:
+    if act != FLOAT:
         observers = parse_observers(observer or None, head=recipe.lm_head_bits is not None, dynamic=act == DYNAMIC)
         check_observer_options(observers, options, n_bits)
     if convert.is_mamba(model.config.model_type):
@@ -194,7 +187,7 @@ def _scale_source(
 
 def _refuse(recipe: QuantizationRecipe, **given) -> None:
     """Raises QuambaError naming an argument of calibration that was given to a scheme without any."""
-    names = [name for name, value in given.items() if value is not None and value != {}]
+    names = [name for name, value in given.items() if value is not None and not (isinstance(value, dict) and not value)]
     if names:
         raise QuambaError(f"{names[0]} does nothing with scheme {recipe.scheme.name}: its activations stay float")
 

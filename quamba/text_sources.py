@@ -223,6 +223,27 @@ def file_part(file: Path) -> str:
     return next((part for part in ("valid", "train") if set(words) & set(PART_NAMES[part])), UNNAMED)
 
 
+def data_dir_for(data_dir: str | Path | None, *texts: str | Path) -> str | Path | None:
+    """What applies to these texts: `data_dir` where a folder can stand in for one of them, else None.
+
+    None is for texts that are not in `FOLDER_TEXTS`: stdlib, files and what only the hub has are read as ever.
+    """
+    return data_dir if any(text in FOLDER_TEXTS for text in texts) else None
+
+
+def check_data_dir(data_dir: str | Path | None, *texts: str | Path) -> None:
+    """Raises QuambaError where there is a `data_dir` that can stand in for none of the texts of a run."""
+    if data_dir is None or data_dir_for(data_dir, *texts) is not None:
+        return
+    if not texts:
+        raise QuambaError(f"--data_dir {data_dir} does nothing in a run that reads no text: drop it")
+    named = [repr(str(text)) for text in dict.fromkeys(texts)]
+    raise QuambaError(
+        f"--data_dir {data_dir} can stand in for {', '.join(FOLDER_TEXTS)} only, not for the text"
+        f"{'s' if len(named) > 1 else ''} {', '.join(named)}: drop it, or name one of those"
+    )
+
+
 def find_data_files(name: str, split: str, data_dir: str | Path) -> list[Path]:
     """The files that hold a split of a named text: `data_dir` itself, or files in it, or in its folder of that name.
 
@@ -230,11 +251,7 @@ def find_data_files(name: str, split: str, data_dir: str | Path) -> list[Path]:
     c4 and pile are JSON rows in files of the suffixes `ROW_SUFFIXES`; what their names tell decides the split.
     Raises QuambaError for a text that no folder can stand in for, and where nothing is found.
     """
-    if name not in FOLDER_TEXTS:
-        raise QuambaError(
-            f"--data_dir {data_dir} can stand in for {', '.join(FOLDER_TEXTS)} only, not for the text {str(name)!r}: "
-            "drop it, or name one of those"
-        )
+    check_data_dir(data_dir, name)
     source, path = FOLDER_TEXTS[name], Path(data_dir).expanduser()
     if path.is_file():
         _check_single_file(name, split, path)

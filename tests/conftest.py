@@ -14,6 +14,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
+from quamba import plugins, registry
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch):
+    """What a test registers, and which plug-ins it loads, is forgotten after it."""
+    before = registry.snapshot()
+    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
+    yield
+    registry.restore(before)
+
 
 @pytest.fixture
 def tiny_mamba() -> Callable[..., MambaForCausalLM]:

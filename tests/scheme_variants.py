@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 import quamba
+from quamba.weights.method import WeightMethod
 
 VARIANTS = {
     "w8a8": {"scheme": "w8a8"},
@@ -31,8 +32,10 @@ def calibrates(variant: str) -> bool:
 
 
 def quantize_variant(model: PreTrainedModel, variant: str, **options) -> PreTrainedModel:
-    """The model, quantized as `VARIANTS` says; calibrated, where it has to be, on random tokens."""
+    """The model, quantized as `VARIANTS` says, weights to nearest; calibrated, where it has to be, on random tokens."""
     if calibrates(variant):
         windows = torch.randint(0, 60, (4, 32), generator=torch.Generator().manual_seed(5))
         options = {"calibration": windows} | options
-    return quamba.quantize(model, None, progress=False, **VARIANTS[variant] | options)
+    return quamba.quantize(
+        model, None, progress=False, **VARIANTS[variant] | {"weights": WeightMethod("rtn")} | options
+    )

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from quamba import calibration, numerics, observer_base
+from quamba import calibration, numerics
 from quamba.activations import ActivationRecorder, open_activations
 from quamba.calibration import (
     CalibrationResult,
@@ -40,12 +40,6 @@ def model(tiny_mamba):
 def windows() -> torch.Tensor:
     """Token ids [6, 16]."""
     return torch.randint(0, 60, (6, 16), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
 
 
 def run(model, windows, observers="minmax", **options) -> CalibrationResult:
@@ -181,7 +175,7 @@ def test_a_recorder_is_given_what_the_observers_are(model, windows, tmp_path):
     assert replace(result, seconds=0) == replace(run(model, windows, "all=mse", head=True), seconds=0)
 
 
-def test_a_recorder_keeps_nothing_of_a_calibration_that_fails(model, windows, registry, tmp_path):
+def test_a_recorder_keeps_nothing_of_a_calibration_that_fails(model, windows, tmp_path):
     @register_observer("odd")
     class Odd(Observer):
         _update = _merge = lambda self, x: None
@@ -262,7 +256,7 @@ def test_extremes_do_not_depend_on_the_batch_size(model, windows):
 @pytest.mark.parametrize(
     ("scale", "message"), [([1.0, 2.0], "2 scales"), (math.nan, "the scale nan"), (0.0, "the scale 0")]
 )
-def test_a_plug_in_that_gives_no_scale_is_named(model, windows, registry, scale, message):
+def test_a_plug_in_that_gives_no_scale_is_named(model, windows, scale, message):
     @register_observer("odd")
     class Odd(Observer):
         def _update(self, x):

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "quamba"
 # lowest first; modules of one layer may import each other
 LAYERS = [
     ["errors", "files"],
+    ["registry", "plugins"],
     ["numerics", "scheme", "hadamard", "sampling", "text_stream"],
     ["ops"],
     ["weights"],

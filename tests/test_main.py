@@ -12,7 +12,6 @@ import torch
 
 import main
 import quamba
-from quamba import observer_base
 from quamba.activations import open_activations
 from quamba.calibration import CalibrationResult
 from quamba.checkpoint import recipe_of
@@ -38,13 +37,11 @@ def process_state():
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path):
-    """Files go to the test's own folder, the hub is never asked, and plug-ins are forgotten."""
+    """Files go to the test's own folder, and the hub is never asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # a wide terminal
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
-    monkeypatch.setattr(observer_base, "_plugins", {})
 
 
 @pytest.fixture
@@ -253,7 +250,7 @@ SCHEMES = {
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_scheme_runs_is_saved_and_is_measured_again(tiny, capsys, name):
     scheme, calibrated = name.split()[0], not name.endswith("a16")
-    quantize = QUANTIZE if calibrated else ["--quantize"]
+    quantize = ["--quantize"] if name == "w8a16" else QUANTIZE  # below 8 bits the weights need text
     assert main.main([*tiny, *quantize, "--pretrained_dir", "models", *SCHEMES[name]]) == 0
     out = capsys.readouterr().out
     assert ("Calibrating: 8 sequences" in out) == calibrated == ("observers   percentile" in out)
@@ -317,6 +314,43 @@ def test_a_calibration_and_its_activations_may_be_written_together(tiny):
     assert main.main([*options, "--save_activations", "acts"]) == 0
     assert set(CalibrationResult.load("tiny.json").taps) == {tap.name for tap in open_activations("acts")}
     assert main.main(options) == 0
+
+
+def wikitext(folder: str, *parts: str) -> str:
+    """A folder with those parts of a small WikiText: the option's value, which names it."""
+    Path(folder).mkdir()
+    for part in parts:
+        (Path(folder) / f"{part}.txt").write_text(f" \n = w1 = \n \n w2 {'w3 w4 ' * 90}\n")
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], QUANTIZE, ["--quantize", "--a_bits", "16"]], ids=str)
+def test_perplexity_reads_a_folder_in_place_of_the_hub(tiny, options):
+    folder = wikitext("texts", "test")
+    assert main.main(["tiny", *options, "--ppl_dataset", "wikitext2", "--data_dir", folder]) == 0
+    (log,) = [read_log(path.stem) for path in Path("logs").glob("*.json") if not path.name.endswith(".items.json")]
+    assert log["ppl_text_sha256"] == {"wikitext2": text_sha256(load_text("wikitext2", "test", folder))}
+    assert log["ppl"]["wikitext2"] > 1
+    if "--calib_dataset" in options:
+        assert log["calibration"]["text"]["data_dir"] is None  # of a file
+        assert list(log["float"]["ppl"]) == ["wikitext2"]
+
+
+def test_calibration_reads_a_folder_beside_another_text_for_perplexity(tiny):
+    command = [*tiny, "--quantize", "--calib_dataset", "wikitext2", *QUANTIZE[3:], "--calibration", "tiny.json"]
+    command += ["--skip_float", "--data_dir", wikitext("texts", "train")]
+    for _ in range(2):  # the second time from the file
+        assert main.main(command) == 0
+        text = read_log("tiny_w8a8")["calibration"]["text"]
+        assert (text["dataset"], text["data_dir"]) == ("wikitext2", "texts")
+        assert list(read_log("tiny_w8a8")["ppl"]) == ["text.txt"]
+
+
+def test_a_folder_without_the_test_split_is_told_before_a_model_is_loaded(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(main, "load_checkpoint", lambda *_: pytest.fail("the model was loaded"))
+    command = ["tiny", "--quantize", "--calib_dataset", "wikitext2", "--data_dir", wikitext("texts", "train")]
+    told = fails(capsys, command)  # wikitext2 is the default of perplexity too
+    assert told.startswith("--data_dir texts has no test split of wikitext2: looked in it and in its folders ")
 
 
 def test_verbose_tells_what_is_going_on(tiny, caplog):
@@ -386,6 +420,10 @@ def fails(capsys, options: list[str]) -> str:
         (["--task_list", "best"], "unknown lm-eval task 'best'"),
         (["--task_list", "stdlib_cloze", "--include_path", "best"], "folder of lm-eval tasks 'best' does not exist"),
         (["--log_dir", "text.txt"], "cannot write to text.txt"),
+        (
+            ["--data_dir", "logs"],
+            "--data_dir logs can stand in for wikitext2, wikitext2-simple, c4, pile only, not for",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -27,6 +27,7 @@ from quamba.nn.embedding import QuantEmbedding, QuantHead
 from quamba.nn.mamba1 import TAPS, QuantMamba1Mixer
 from quamba.profile import tensor_bytes
 from quamba.tap_observers import DEFAULT_OBSERVERS
+from quamba.weights.method import WeightMethod
 from tests.scheme_variants import TABLES, VARIANTS, calibrates, quantize_variant
 
 OPTIONS = ("quantize_embedding", "quantize_lm_head", "rotate_residual")
@@ -46,9 +47,9 @@ def windows() -> torch.Tensor:
 
 @pytest.fixture
 def quantize(windows):
-    """Quantizes a model on `windows`; no tokenizer is needed for token ids."""
+    """Quantizes a model on `windows`, weights to nearest; no tokenizer is needed for token ids."""
     return lambda model, calibration=windows, **options: quamba.quantize(
-        model, None, calibration=calibration, progress=False, **options
+        model, None, calibration=calibration, progress=False, **{"weights": WeightMethod("rtn")} | options
     )
 
 
@@ -316,7 +317,7 @@ def test_without_the_head_a_result_with_its_tap_serves_too(tiny_mamba, quantize)
 
 
 def test_float_activations_need_no_calibration(tiny_mamba):
-    assert quamba.quantize(tiny_mamba(), None, "w4a16", quantize_lm_head=True).quamba_calibration is None
+    assert quamba.quantize(tiny_mamba(), None, "w8a16", quantize_lm_head=True).quamba_calibration is None
 
 
 @pytest.mark.parametrize(

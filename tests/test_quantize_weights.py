@@ -151,6 +151,16 @@ def test_activation_scales_are_of_the_divided_inputs(tiny_mamba, monkeypatch):
         torch.testing.assert_close(b.mixer.x_scale, a.mixer.x_scale, rtol=0.1, atol=0)
 
 
+@pytest.mark.parametrize(("scheme", "default"), [("w8a16", "rtn"), ("w4a16", "gptq"), ("w3a8", "gptq")])
+def test_the_method_follows_from_the_bits_where_none_is_named(tiny_mamba, tokens, scheme, default):
+    text = None if default == "rtn" else WINDOWS
+    expected = quantized(tiny_mamba(), scheme, WeightMethod(default))
+    activations = {} if scheme.endswith("a16") else {"calibration": WINDOWS, "observer": "all=minmax"}
+    options = {"group_size": None if scheme.startswith("w8") else 32, "weight_text": text, **activations}
+    model = quamba.quantize(tiny_mamba(), None, scheme, progress=False, **options)
+    assert torch.equal(logits(model, tokens), logits(expected, tokens))
+
+
 def test_three_bits_fit_the_four_bit_layout(tiny_mamba):
     weight = quantized(tiny_mamba(), "w3a16", WeightMethod()).backbone.layers[0].mixer.in_proj
     integers = quamba.numerics.unpack_uint4(weight.rows()["weight"], weight.in_features)

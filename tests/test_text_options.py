@@ -1,4 +1,4 @@
-"""--calib_dataset with --data_dir and --n_calib, and what CalibrationText makes of them."""
+"""The texts of a run: --data_dir, --calib_dataset and --n_calib, and what CalibrationText makes of them."""
 
 import argparse
 from dataclasses import asdict, replace
@@ -14,6 +14,7 @@ from quamba.checkpoint import Checkpoint
 
 ARTICLES = ["w1 w2 w3 w4 w5 w6", "w7 w8", "w9 w10 w11 w12 w13 w14 w15"]
 CHECKPOINT = Checkpoint("mamba-130m", Path("mamba-130m"), {}, "directory")
+EMBEDDED = Checkpoint("mamba-tiny", Path("assets/mamba-tiny"), {}, "embedded")
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -44,31 +45,161 @@ def test_the_home_folder_is_understood(monkeypatch, folder):
     assert parse("--data_dir", "~/texts").data_dir == f"{folder}/texts"
 
 
-@pytest.mark.parametrize("name", ["stdlib", "train.txt"])
-def test_a_data_dir_that_would_not_be_read_is_an_error_before_anything_is_loaded(folder, monkeypatch, name):
-    monkeypatch.chdir(folder)
-    with pytest.raises(QuambaError, match=f"^--data_dir . can stand in for .* only, not for the text '{name}'"):
-        utils.calibration_text(parse("--calib_dataset", name, "--data_dir", "."), CHECKPOINT)
-    with pytest.raises(QuambaError, match="has no calibration split of pile"):  # the default text of this model
-        utils.calibration_text(parse("--data_dir", "."), CHECKPOINT)
+def test_a_text_that_no_folder_stands_in_for_is_read_as_ever(folder):
+    for name in ("stdlib", "lambada", str(folder / "train.txt")):
+        text = utils.calibration_text(parse("--calib_dataset", name, "--data_dir", str(folder)), CHECKPOINT)
+        assert text == CalibrationText(name)
 
 
-def test_data_dir_without_calibration_is_an_error():
+def test_data_dir_needs_no_quantization_and_no_calibration():
     parser = utils.build_parser()
-    with pytest.raises(QuambaError, match=r"^--data_dir does nothing without --quantize"):
-        utils.check_quantization_options(parser.parse_args(["model", "--data_dir", "x"]), parser)
+    for options in ([], ["--quantize", "--a_bits", "16"]):
+        utils.check_quantization_options(parser.parse_args(["model", *options, "--data_dir", "x"]), parser)
 
 
-def test_a_calibration_of_text_from_elsewhere_is_not_reused(folder):
-    file, text = folder / "result.json", asdict(CalibrationText("wikitext2", data_dir=str(folder)))
-    taps = {"layers.0.x": TapResult("mse", 0.5, 1.0, 0.0, None)}
-    CalibrationResult("0", {"x": "mse"}, {}, 8, text, 32, "0" * 64, 1.0, taps).save(file)
-    options = ["--calibration", str(file), "--calib_dataset", "wikitext2", "--data_dir"]
-    assert utils.calibration_source(parse(*options, str(folder)), CHECKPOINT) == CalibrationResult.load(file)
-    (folder / "other").mkdir()
-    (folder / "other" / "train.txt").write_text("w1")
-    with pytest.raises(QuambaError, match=r"--data_dir .*other does not fit --calibration .*made with"):
-        utils.calibration_source(parse(*options, str(folder / "other")), CHECKPOINT)
+# --- --data_dir and the texts of a run ---
+
+
+def check(*options: str, checkpoint: Checkpoint = CHECKPOINT) -> None:
+    """What main.py asks before it loads a model."""
+    args, arguments = utils.build_parser().parse_args(["model", *options]), {}
+    if args.quantize:
+        arguments["calibration"] = utils.calibration_source(args, checkpoint)
+        arguments["weight_text"] = utils.weight_text(args, checkpoint)
+    utils.check_data_dir(args, checkpoint, arguments)
+
+
+@pytest.fixture
+def parts(folder, monkeypatch) -> Path:
+    """In the working folder: `train` and `test`, each with that part of WikiText, `both`, and a file `mine.txt`."""
+    monkeypatch.chdir(folder)
+    for name, files in {"train": ["train"], "test": ["test"], "both": ["train", "test"]}.items():
+        (folder / name).mkdir()
+        for file in files:
+            (folder / name / f"{file}.txt").write_text("w1 w2")
+    (folder / "mine.txt").write_text("w1")
+    return folder
+
+
+GPTQ = ["--weight_method", "gptq"]
+
+
+@pytest.mark.parametrize(
+    ("options", "checkpoint"),
+    [
+        (["--data_dir", "test"], CHECKPOINT),  # wikitext2 is the default of this model
+        (["--ppl_dataset", "wikitext2", "--data_dir", "test"], EMBEDDED),
+        (["--ppl_dataset", "wikitext2-simple", "--data_dir", "test/test.txt"], EMBEDDED),
+        (["--quantize", "--ppl_dataset", "wikitext2", "--data_dir", "test"], EMBEDDED),  # calibration reads stdlib
+        (["--quantize", "--a_bits", "16", "--data_dir", "test"], CHECKPOINT),  # and none here
+        (["--quantize", "--calib_dataset", "mine.txt", "--data_dir", "test"], CHECKPOINT),
+        (["--quantize", "--calib_dataset", "lambada", "--data_dir", "test"], CHECKPOINT),
+        (["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "train"], EMBEDDED),  # perplexity is of stdlib
+        (["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "train", "--task_list", "piqa"], CHECKPOINT),
+        (["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "both"], CHECKPOINT),
+        (["--quantize", "--a_bits", "16", *GPTQ, "--calib_dataset", "wikitext2", "--data_dir", "train"], EMBEDDED),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value.name,
+)
+def test_a_folder_stands_in_for_every_text_that_it_can(parts, options, checkpoint):
+    check(*options, checkpoint=checkpoint)
+
+
+ONLY = "can stand in for wikitext2, wikitext2-simple, c4, pile only, not for the"
+
+
+@pytest.mark.parametrize(
+    ("options", "checkpoint", "message"),
+    [
+        (["--data_dir", "train"], CHECKPOINT, "train has no test split of wikitext2"),
+        (["--data_dir", "none"], CHECKPOINT, "none does not exist: name a folder or a file that holds wikitext2"),
+        (["--ppl_dataset", "c4", "--data_dir", "both"], EMBEDDED, "both has no test split of c4"),
+        (["--quantize", "--data_dir", "both"], CHECKPOINT, "both has no calibration split of pile"),  # its default
+        (
+            ["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "train"],
+            CHECKPOINT,
+            "train has no test split of wikitext2",
+        ),
+        (
+            ["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "test"],
+            EMBEDDED,
+            "test has no calibration split of wikitext2",
+        ),
+        (["--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop it, or name one of those"),
+        (["--quantize", "--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop"),
+        (["--quantize", "--a_bits", "16", "--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop"),
+        (["--ppl_dataset", "mine.txt", "--data_dir", "both"], CHECKPOINT, f"both {ONLY} text 'mine.txt': drop"),
+        (
+            ["--quantize", "--ppl_dataset", "mine.txt", "--data_dir", "both"],
+            EMBEDDED,
+            f"both {ONLY} texts 'mine.txt', 'stdlib': drop",
+        ),
+        (["--task_list", "piqa", "--data_dir", "both"], CHECKPOINT, "both does nothing in a run that reads no text"),
+        (
+            ["--quantize", "--a_bits", "16", "--task_list", "piqa", "--data_dir", "both"],
+            CHECKPOINT,
+            "both does nothing in a run that reads no text: drop it",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "name", ""),
+)
+def test_a_folder_that_lacks_a_text_or_stands_in_for_none_is_an_error(parts, options, checkpoint, message):
+    with pytest.raises(QuambaError, match=f"^--data_dir {message}"):
+        check(*options, checkpoint=checkpoint)
+
+
+# --- --data_dir and an earlier calibration ---
+
+
+@pytest.fixture
+def earlier(parts):
+    """A function that saves a calibration on a text as `NAME.json`, and gives the options that reuse it."""
+
+    def save(name: str, text: CalibrationText | None) -> list[str]:
+        taps = {"layers.0.x": TapResult("mse", 0.5, 1.0, 0.0, None)}
+        fields = asdict(text) if text else None
+        CalibrationResult("0", {"x": "mse"}, {}, 8, fields, 32, "0" * 64, 1.0, taps).save(parts / f"{name}.json")
+        return ["--quantize", "--calibration", f"{name}.json"]
+
+    return save
+
+
+def test_a_calibration_on_text_from_elsewhere_is_not_reused(earlier):
+    options = earlier("both", CalibrationText("wikitext2", data_dir="both"))
+    for named in ([], ["--calib_dataset", "wikitext2"]):  # the earlier text counts, not this model's default
+        source = utils.calibration_source(parse(*options, *named, "--data_dir", "both"), CHECKPOINT)
+        assert source == CalibrationResult.load("both.json")
+        with pytest.raises(
+            QuambaError,
+            match=r"^--data_dir train does not fit --calibration both\.json, which was made with both: drop",
+        ):
+            utils.calibration_source(parse(*options, *named, "--data_dir", "train"), CHECKPOINT)
+
+
+def test_a_calibration_on_text_of_the_hub_is_not_one_on_a_folder(earlier):
+    options = earlier("hub", CalibrationText("wikitext2"))
+    with pytest.raises(
+        QuambaError, match=r"^--data_dir both does not fit --calibration hub\.json, which was made without it: drop"
+    ):
+        utils.calibration_source(parse(*options, "--data_dir", "both"), CHECKPOINT)
+
+
+@pytest.mark.parametrize("text", [CalibrationText("stdlib"), CalibrationText("mine.txt"), None], ids=str)
+def test_a_calibration_on_text_that_no_folder_stands_in_for_fits_any(earlier, text):
+    options = [*earlier("own", text), "--data_dir", "test"]
+    for checkpoint in (CHECKPOINT, EMBEDDED):
+        assert utils.calibration_source(parse(*options), checkpoint) == CalibrationResult.load("own.json")
+    check(*options)  # perplexity reads wikitext2; pile, the default of calibration, is not read
+    with pytest.raises(QuambaError, match=r"^--data_dir test can stand in for"):
+        check(*options, checkpoint=EMBEDDED)
+
+
+def test_the_folder_of_an_earlier_calibration_may_be_named_again(earlier, parts):
+    options = [*earlier("train", CalibrationText("wikitext2", data_dir="train")), "--data_dir", "train"]
+    (parts / "train" / "train.txt").unlink()  # which nothing reads
+    check(*options, checkpoint=EMBEDDED)
+    with pytest.raises(QuambaError, match=r"^--data_dir train has no calibration split of wikitext2"):
+        check(*options, *GPTQ, "--calib_dataset", "wikitext2", checkpoint=EMBEDDED)  # but for weights it is read
 
 
 # --- the samplings of CalibrationText ---

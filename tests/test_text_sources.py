@@ -232,6 +232,25 @@ def test_a_folder_stands_in_for_texts_of_the_hub_only(wikitext, monkeypatch, nam
         load_text(name, data_dir=wikitext)
 
 
+def test_a_folder_applies_to_the_texts_that_it_can_stand_in_for():
+    for name in text_sources.FOLDER_TEXTS:
+        assert text_sources.data_dir_for("texts", name) == "texts"
+        assert text_sources.data_dir_for(None, name) is None
+    others = ("stdlib", "lambada", "mine.txt", Path("mine.txt"), Path("c4"))
+    assert [text_sources.data_dir_for("texts", name) for name in others] == [None] * len(others)
+    assert text_sources.data_dir_for("texts", *others) is text_sources.data_dir_for("texts") is None
+    assert text_sources.data_dir_for("texts", *others, "c4") == "texts"
+
+
+def test_a_folder_that_applies_to_no_text_of_a_run_is_an_error_that_names_them():
+    text_sources.check_data_dir(None, "stdlib")
+    text_sources.check_data_dir("texts", "stdlib", "wikitext2", "mine.txt")
+    with pytest.raises(QuambaError, match=r"not for the texts 'stdlib', 'mine\.txt': drop it, or name one of those$"):
+        text_sources.check_data_dir("texts", "stdlib", Path("mine.txt"), "stdlib")
+    with pytest.raises(QuambaError, match=r"^--data_dir texts does nothing in a run that reads no text: drop it$"):
+        text_sources.check_data_dir("texts")
+
+
 def test_a_folder_that_does_not_exist_or_holds_nothing_is_named(tmp_path):
     with pytest.raises(QuambaError, match="--data_dir no/where does not exist: name a folder or a file that holds c4"):
         load_text("c4", data_dir="no/where")

@@ -108,7 +108,8 @@ def test_bits_of_a_table_need_the_table(option):
 def test_float_activations_refuse_options_of_calibration(option):
     parser = utils.build_parser()
     for bits in ("4", "8"):
-        args = parser.parse_args(["model", "--quantize", "--w_bits", bits, "--a_bits", "16", *option])
+        weights = ["--w_bits", bits, "--weight_method", "rtn"]
+        args = parser.parse_args(["model", "--quantize", *weights, "--a_bits", "16", *option])
         with pytest.raises(QuambaError, match=f"^{option[0]} does nothing with --a_bits 16: activations stay float"):
             utils.check_quantization_options(args, parser)
 

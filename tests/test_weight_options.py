@@ -17,7 +17,10 @@ def method(*options) -> WeightMethod:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], WeightMethod()),
+        ([], WeightMethod("rtn")),
+        (["--w_bits", "4"], WeightMethod("gptq")),
+        (["--w_bits", "3", "--use_heuristic"], WeightMethod("gptq", "mean")),
+        (["--w_bits", "4", "--weight_method", "rtn"], WeightMethod("rtn")),
         (["--weight_method", "awq"], WeightMethod("awq")),
         (["--apply_gptq"], WeightMethod("gptq")),
         (["--apply_gptq", "--weight_method", "awq"], WeightMethod("awq+gptq")),

@@ -13,6 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 import quamba
 from quamba.scheme import get_scheme
+from quamba.weights.method import WeightMethod
 
 from .shapes import CONV_WIDTH, D_STATE, NORM_EPS, SHAPES, VOCAB, Shape
 
@@ -61,6 +62,7 @@ def write_quantized(scheme: str, checkpoint: Path, directory: Path) -> None:
         model,
         tokenizer,
         scheme=scheme,
+        weights=WeightMethod("rtn"),  # speed does not depend on which integers there are
         calibration=windows if get_scheme(scheme).act.bits == CALIBRATED_BITS else None,
         quantize_embedding=True,
         quantize_lm_head=True,

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import QuambaError
 from ..files import fsync_tree
@@ -27,7 +26,7 @@ from ..nn.norm import PassThroughNorm
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers
-from .quantized import recipe_of
+from .quantized import buffer_names, recipe_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def _head(head: QuantHead) -> dict[str, Tensor]:
 
 
 def plain_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of a quantized model as its float class names them, float32."""
+    """The tensors of a quantized model as its float class names them; float32 what was quantized, the rest as it is."""
     parts = {
         QuantEmbedding: lambda embedding: {"weight": embedding.dequantized()},
         QuantConv1d: _conv1d,
@@ -68,7 +67,9 @@ def plain_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         QuantHead: _head,
         QuantMamba1Mixer: _mixer,  # after its own linear layers
     }
-    tensors = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    saved = model.state_dict().keys() - buffer_names(model)  # without the buffers that the float class computes itself
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
     for kind, tensors_of in parts.items():
         for name, module in _modules_of(model, kind):
             tensors |= {f"{name}.{part}": tensor for part, tensor in tensors_of(module).items()}
@@ -79,6 +80,16 @@ def _modules_of(model: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
     """The modules of a kind by name; the linear layer inside of a head goes with the head."""
     inside = {id(head.linear) for head in model.modules() if isinstance(head, QuantHead) and head.tied_to is None}
     return [(name, m) for name, m in model.named_modules() if isinstance(m, kind) and id(m) not in inside]
+
+
+def empty_float_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """What the float class of a quantized model is in that dtype, on the meta device: it knows how it is saved."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def check_new_folder(directory: Path) -> None:
@@ -92,23 +103,22 @@ def save_dequantized(
 ) -> Path:
     """Writes a quantized model as a plain float checkpoint of `dtype` into a new folder, whole or not at all.
 
+    The files are those of transformers' `save_pretrained`: the names it gives the tensors, the generation config.
     Raises QuambaError for a float model, for a folder that is not empty, and where it cannot be written.
     """
     if recipe_of(model) is None:
         raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
     target = Path(directory).resolve()
     check_new_folder(target)
-    config = copy.deepcopy(model.config)
-    del config.quantization_config
-    config.dtype = dtype
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in plain_tensors(model).items()}
+    plain = empty_float_model(model, dtype)
+    dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
+    tensors = {name: tensor.to(dtypes[name]) for name, tensor in plain_tensors(model).items()}
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        save_file(tensors, temporary / "model.safetensors", {"format": "pt"})
         with quiet_transformers():
-            config.save_pretrained(temporary)
+            plain.save_pretrained(temporary, state_dict=tensors)
             tokenizer.save_pretrained(temporary)
         temporary.chmod(0o755)
         fsync_tree(temporary)

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..convert import build_skeleton
 from ..errors import QuambaError
 from ..files import fsync_tree, write_text_atomically
+from ..nn.module import QuantModule
 from ..scheme import QuantizationRecipe
 from .load_float import quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
@@ -33,7 +34,7 @@ METHOD = "quamba"
 FORMAT_VERSION = 3
 EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0}}  # versions that are read: what their recipes did not have yet
 SAFETENSORS_DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
-FLOAT_DTYPES = ("F32", "F16", "BF16")  # of parameters, which are cast when they are loaded
+FLOAT_DTYPES = ("F32", "F16", "BF16")  # of what is not quantized, which is cast when it is loaded
 HASH_BLOCK = 1 << 22
 
 
@@ -83,17 +84,34 @@ class QuambaQuantizer(HfQuantizer):
         verify_hashes(files, self.quantization_config.sha256)
         verify_tensors(model, files)
 
+    def update_weight_conversions(self, weight_conversions: list, model: PreTrainedModel) -> list:
+        """None: the files have the names of the modules, whatever transformers calls float tensors in its own."""
+        return []
+
 
 def mark_quantized(model: PreTrainedModel, recipe: QuantizationRecipe) -> None:
     """Tells transformers that the model is quantized: its config says how, and `save_pretrained` writes that."""
     model.config.quantization_config = QuambaConfig(recipe.to_dict(), FORMAT_VERSION)
     model.hf_quantizer = QuambaQuantizer(model.config.quantization_config, pre_quantized=True)
+    # what from_pretrained leaves on a loaded one: transformers' save_pretrained then keeps the names of the modules,
+    # where float checkpoints have others (GPT-NeoX), and permutes no matrix whose scales it does not know
+    model._weight_conversions = []
 
 
 def recipe_of(model: PreTrainedModel) -> QuantizationRecipe | None:
     """The recipe of a quantized model, None for a float one."""
     config = getattr(model.config, "quantization_config", None)
     return QuantizationRecipe.from_dict(config.recipe) if isinstance(config, QuambaConfig) else None
+
+
+def buffer_names(model: nn.Module) -> set[str]:
+    """The names of what this package's modules hold: integers, scales, states; the format fixes their dtypes."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, QuantModule)
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def verify_hashes(files: list[Path], sha256: dict[str, str]) -> None:
@@ -118,13 +136,13 @@ def verify_tensors(model: nn.Module, files: list[Path]) -> None:
         except (SafetensorError, OSError) as error:
             raise QuambaError(f"{file} is truncated or damaged: {error}") from error
     folder = files[0].parent if files else "the checkpoint"
-    parameters = {name for name, _ in model.named_parameters()}
+    ours = buffer_names(model)
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     problems = {
         "missing": sorted(set(expected) - set(stored)),
         "unknown": sorted(set(stored) - set(expected) - set(model.all_tied_weights_keys)),
         "of another shape or type": sorted(
-            name for name in set(expected) & set(stored) if not _fits(expected[name], name in parameters, *stored[name])
+            name for name in set(expected) & set(stored) if not _fits(expected[name], name in ours, *stored[name])
         ),
     }
     lines = [f"{what}: {', '.join(names[:4])} ({len(names)} in all)" for what, names in problems.items() if names]
@@ -134,10 +152,13 @@ def verify_tensors(model: nn.Module, files: list[Path]) -> None:
         )
 
 
-def _fits(tensor: torch.Tensor, is_parameter: bool, shape: tuple, dtype: str) -> bool:
-    """A parameter may be of any float type; integers, scales and states are of their own."""
-    kinds = FLOAT_DTYPES if is_parameter else (SAFETENSORS_DTYPES[tensor.dtype],)
-    return tuple(tensor.shape) == shape and dtype in kinds
+def _fits(tensor: torch.Tensor, is_ours: bool, shape: tuple, dtype: str) -> bool:
+    """Integers, scales and states are of their own type; what the float model had may be of any float type."""
+    if is_ours:
+        same_kind = dtype == SAFETENSORS_DTYPES[tensor.dtype]
+    else:
+        same_kind = (dtype in FLOAT_DTYPES) == tensor.is_floating_point()
+    return tuple(tensor.shape) == shape and same_kind
 
 
 def file_sha256(path: Path) -> str:
@@ -195,7 +216,7 @@ def check_replaceable(directory: Path) -> None:
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     with quiet_transformers():
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, save_original_format=False)  # names of modules: see mark_quantized
         tokenizer.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text("utf-8"))
     hashes = {file.name: file_sha256(file) for file in sorted(directory.glob("*.safetensors"))}

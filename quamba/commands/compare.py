@@ -8,6 +8,7 @@ import sys
 from ..data import EMBEDDED_TEXT, TEXT_NAMES
 from ..study.compare_models import compare_models, read_texts, to_dict, to_markdown, window_sizes
 from ..study.model_sources import DTYPES, ModelSource, find_models
+from ..text_sources import FOLDER_TEXTS
 from .arguments import names, positive_int, seed, share
 from .output import add_output_arguments, check_output, write_report
 
@@ -55,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"names or files (default: {EMBEDDED_TEXT} where an embedded model takes part, else {HUB_TEXT})",
     )
     windows.add_argument(
-        "--data_dir", type=os.path.expanduser, metavar="DIR", help="holds the texts, instead of the hub"
+        "--data_dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help=f"a folder or file that holds those of the texts that are {', '.join(FOLDER_TEXTS)}, instead of the hub",
     )
     windows.add_argument(
         "--max_length",

@@ -20,7 +20,8 @@ from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
 from ..files import require_writable, write_output
-from ..observer import load_plugin, observer_names
+from ..observer import observer_names
+from ..plugins import load_plugin
 from ..study.capture import capture
 from ..study.comparison import NORMAL_RATIO, Comparison, compare_strategies
 from ..study.end_to_end import Evaluation, measure_strategies, observers_of

@@ -5,7 +5,7 @@ import argparse
 from ..errors import QuambaError
 from ..scheme import FLOAT
 from ..weights.gptq import GptqOptions
-from ..weights.method import MEAN, METHODS, NEAREST, WeightMethod
+from ..weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
 from ..weights.rounding import FlipOptions, rounding_names
 from .arguments import positive_int
 
@@ -17,7 +17,7 @@ WEIGHT_OPTIONS = f"weight_method apply_gptq use_heuristic {FLIP_OPTIONS} {METHOD
 
 def add_weight_options(group) -> None:
     """The options, for a group of a parser; all are None or False where they are not given."""
-    group.add_argument("--weight_method", choices=METHODS, help=f"(default: {WeightMethod().method})")
+    group.add_argument("--weight_method", choices=METHODS, help=f"(default: {_defaults()})")
     group.add_argument("--apply_gptq", action="store_true", help="--weight_method gptq, or awq+gptq beside awq")
     group.add_argument("--use_heuristic", action="store_true", help="then flip single integers where it helps")
     group.add_argument(
@@ -51,11 +51,17 @@ def add_weight_options(group) -> None:
     group.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
 
 
+def _defaults() -> str:
+    """For the help: `rtn with 8 bits, gptq with 4, gptq with 3`."""
+    return ", ".join(f"{default.method} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
+
+
 def weight_method(args: argparse.Namespace) -> WeightMethod:
     """How weights are rounded. Raises QuambaError for options that contradict, or that do nothing."""
     values = {name: getattr(args, name) for name in WEIGHT_OPTIONS.split()}
     given = {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
-    method = args.weight_method or (GPTQ if args.apply_gptq else WeightMethod().method)
+    default = DEFAULT_METHODS.get(args.w_bits, WeightMethod()).method  # other bits are refused with the scheme
+    method = args.weight_method or (GPTQ if args.apply_gptq else default)
     if args.apply_gptq and GPTQ not in method:
         if method != AWQ:
             raise QuambaError(f"--apply_gptq means --weight_method gptq, not the {method} given with it: drop one")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
+from ..text_sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
 from .perplexity import PerplexityResult, perplexity
 
@@ -64,6 +65,7 @@ def evaluate(
     *,
     ppl_seqlen: int | None = None,
     max_windows: int | None = None,
+    data_dir: str | Path | None = None,
     num_fewshot: int | None = 0,
     limit: int | None = None,
     include_path: str | Path | None = None,
@@ -74,13 +76,17 @@ def evaluate(
     """The perplexity of a model on texts (names or files as in `data.load_text`, test splits) and its lm-eval metrics.
 
     `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others;
-    `max_windows`: only the first windows; `num_fewshot`, `limit`, `include_path`, `seed`: as in `lm_eval.run_tasks`.
-    Raises QuambaError for unknown texts and tasks and for what cannot be reached.
+    `max_windows`: only the first windows; `data_dir`: a folder or file that stands in for the hub, for every text that
+    it can stand in for; `num_fewshot`, `limit`, `include_path`, `seed`: as in `lm_eval.run_tasks`.
+    Raises QuambaError for unknown texts and tasks, for what cannot be reached, and for a `data_dir` that lacks a text
+    or stands in for none.
     """
+    check_data_dir(data_dir, *ppl_datasets)
+    # all of them first: a text that cannot be read is told before the others are measured
+    texts = {dataset: load_text(dataset, "test", data_dir_for(data_dir, dataset)) for dataset in ppl_datasets}
     result = EvaluationResult()
-    for dataset in ppl_datasets:
+    for dataset, documents in texts.items():
         seqlen = ppl_seqlen or (EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN)
-        documents = load_text(dataset, "test")
         result.text_sha256[str(dataset)] = text_sha256(documents)
         windows = evaluation_windows(documents, tokenizer, seqlen)
         measured = perplexity(model, windows, batch_size, max_windows, progress)

@@ -14,6 +14,7 @@ from ..evaluate.compare import perplexity_ratio
 from ..evaluate.log import finite
 from ..evaluate.perplexity import PerplexityResult, Window
 from ..evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
+from ..text_sources import check_data_dir, data_dir_for
 from .compare_logs import Change
 from .markdown import markdown_table
 from .model_sources import ModelSource, common_tokens
@@ -82,13 +83,16 @@ def read_texts(
     max_windows: int | None = None,
     data_dir: str | None = None,
 ) -> list[SlidingText]:
-    """The windows of every text (names, files and `data_dir` as in `data.load_text`, test splits).
+    """The windows of every text (names or files as in `data.load_text`, test splits).
 
-    Raises QuambaError for unknown texts, for models of different tokenizers and for sizes that do not fit.
+    `data_dir`: a folder or file that stands in for the hub, for every text that it can stand in for.
+    Raises QuambaError for unknown texts, for a `data_dir` that lacks a text or stands in for none, for models of
+    different tokenizers and for sizes that do not fit.
     """
     if twice := [dataset for dataset in datasets if list(datasets).count(dataset) > 1]:
         raise QuambaError(f"the text {twice[0]!r} is given twice: name each text once")
-    documents = {dataset: load_text(dataset, "test", data_dir) for dataset in datasets}
+    check_data_dir(data_dir, *datasets)
+    documents = {dataset: load_text(dataset, "test", data_dir_for(data_dir, dataset)) for dataset in datasets}
     tokenizers = [source.tokenizer() for source in sources]
     texts = []
     for dataset, pages in documents.items():

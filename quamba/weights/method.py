@@ -78,6 +78,11 @@ class WeightMethod:
         return ", ".join(parts + ([] if self.rounding == NEAREST else [f"{self.rounding} flips"]))
 
 
+# by the bits of the weights, where the user names no method: 8 bits lose nothing that a search could give back; below,
+# no method here is better than GPTQ by more than the calibration text decides (python benchmarks/weights.py)
+DEFAULT_METHODS = {8: WeightMethod("rtn"), 4: WeightMethod("gptq"), 3: WeightMethod("gptq")}
+
+
 @dataclass
 class SiteReport:
     """What became of the linear layers that share an input: errors are mean squared, of their outputs on the sample."""

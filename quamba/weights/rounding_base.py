@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import QuambaError
+from ..registry import Registry
 from .knee import OutlierMask, outlier_mask_fixed, outlier_mask_knee, share_of
 from .state import RoundingState
 
@@ -128,7 +129,7 @@ def _percentiles(counts: Tensor) -> dict[int, int]:
 
 RoundingRule = Callable[[RoundingState, InputMoments, FlipOptions], tuple[RoundingState, FlipStatistics]]
 
-_registry: dict[str, RoundingRule] = {}
+_rules: Registry[RoundingRule] = Registry("rounding rule")
 
 
 def register_rounding(name: str) -> Callable[[RoundingRule], RoundingRule]:
@@ -146,10 +147,7 @@ def register_rounding(name: str) -> Callable[[RoundingRule], RoundingRule]:
     def register(rule: RoundingRule) -> RoundingRule:
         if not callable(rule) or not _takes_three(rule):
             raise QuambaError(f"register_rounding({name!r}): {rule!r} must take (state, statistics, options)")
-        known = _registry.get(name)
-        if known and (known.__module__, known.__qualname__) != (rule.__module__, rule.__qualname__):
-            raise QuambaError(f"the rounding name {name!r} is taken by {known.__module__}.{known.__qualname__}")
-        _registry[name] = rule
+        _rules.add(name, rule)
         return rule
 
     return register
@@ -165,11 +163,9 @@ def _takes_three(rule: Callable) -> bool:
 
 def rounding_names() -> list[str]:
     """The names that `get_rounding` knows, in the order of registration."""
-    return list(_registry)
+    return _rules.names()
 
 
 def get_rounding(name: str) -> RoundingRule:
     """The rounding rule of that name. Raises QuambaError on an unknown one, listing the known ones."""
-    if name not in _registry:
-        raise QuambaError(f"unknown rounding rule {name!r}: choose one of {', '.join(_registry)}")
-    return _registry[name]
+    return _rules.get(name)

@@ -12,6 +12,7 @@ import quamba
 from quamba.__main__ import main
 from quamba.checkpoint.load_float import quiet_transformers
 from quamba.commands import compare
+from quamba.data import text_sha256
 from quamba.evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
 from quamba.study import model_sources
 from quamba.study.model_sources import ModelSource, find_models, saved_dtype
@@ -121,6 +122,18 @@ def test_quantized_models_and_transformers_take_part(models, save, capsys):
     ]
     ppl = [model["texts"]["text.txt"]["ppl"] for model in data["models"]]
     assert ppl[2] == pytest.approx(ppl[1], rel=0.05) and ppl[2] != ppl[1]
+
+
+def test_a_folder_stands_in_for_the_texts_that_it_can(models, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "test.txt").write_text(TEXT)
+    options = ["--datasets", "text.txt,wikitext2", "--data_dir", "texts", *SHORT[2:]]
+    data = report(capsys, "a", "b", *options)
+    assert [(text["name"], text["sha256"]) for text in data["texts"]] == [
+        ("text.txt", text_sha256([TEXT])),
+        ("wikitext2", text_sha256([f"{TEXT}\n"])),
+    ]
+    assert set(data["models"][0]["texts"]) == {"text.txt", "wikitext2"}
 
 
 def test_several_texts_have_columns_of_their_own(models, tmp_path, capsys):
@@ -260,6 +273,8 @@ def test_a_lone_tokenizer_json_has_the_end_token_that_quamba_load_gives_it(tmp_p
         (["a", "b", "--max_length", "1"], "max_length is 1"),
         (["a", "b", "--datasets", "missing.txt"], "unknown text 'missing.txt'"),
         (["a", "b", "--datasets", "text.txt,text.txt"], "the text 'text.txt' is given twice"),
+        (["a", "b", "--datasets", "text.txt,c4", "--data_dir", "empty"], "--data_dir empty has no test split of c4"),
+        (["a", "b", "--datasets", "text.txt,stdlib", "--data_dir", "empty"], "not for the texts 'text.txt', 'stdlib'"),
         (["a", "b", "--output", "a"], "--output a is a folder"),
         (["a", "b", "--output", "text.txt/x"], "cannot write to text.txt"),
         (["a", "foreign"], "was quantized with 'gptq'"),

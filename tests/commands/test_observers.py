@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from quamba import observer_base
 from quamba.__main__ import main
 from quamba.activations import ActivationRecorder, open_activations
 from quamba.calibration import CalibrationText
@@ -33,14 +32,12 @@ MAMBA_TINY = ["--model", "mamba-tiny", *QUICK]
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path):
-    """Files go to the test's own folder, the hub is never asked, and plug-ins and log levels are forgotten."""
+    """Files go to the test's own folder, the hub is never asked, and log levels are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(observer_base, "_registry", dict(observer_base._registry))
-    monkeypatch.setattr(observer_base, "_plugins", {})
     level = logging.getLogger("quamba").level
     yield
     logging.getLogger("quamba").setLevel(level)

@@ -3,7 +3,8 @@ import json
 import pytest
 
 import quamba
-from quamba.data import evaluation_windows, load_text
+from quamba import QuambaError
+from quamba.data import evaluation_windows, load_text, text_sha256
 from quamba.evaluate import EvaluationResult, compare, perplexity
 
 
@@ -43,3 +44,36 @@ def test_the_values_per_item_are_plain_data(mamba_tiny):
 
 def test_nothing_asked_gives_an_empty_result(mamba_tiny):
     assert quamba.evaluate(*mamba_tiny) == EvaluationResult() == {"ppl": {}, "lm_eval": {}}
+
+
+# --- a folder in place of the hub ---
+
+
+@pytest.fixture
+def wikitext(tmp_path):
+    """A folder with the test part of a small WikiText."""
+    (tmp_path / "test.txt").write_text(" \n = Lobster = \n \n A lobster is blue , and moults often . \n")
+    return tmp_path
+
+
+def test_a_folder_stands_in_for_the_texts_that_it_can(mamba_tiny, wikitext):
+    (wikitext / "mine.txt").write_text("import os\n" * 40)
+    texts = ["wikitext2", "stdlib", wikitext / "mine.txt"]
+    result = quamba.evaluate(*mamba_tiny, texts, ppl_seqlen=8, max_windows=1, data_dir=wikitext, progress=False)
+    assert list(result["ppl"]) == [str(text) for text in texts]
+    read = [load_text("wikitext2", "test", wikitext), load_text("stdlib", "test"), load_text(texts[2])]
+    assert list(result.text_sha256.values()) == [text_sha256(documents) for documents in read]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ppl_datasets": ["stdlib", "stdlib"]}, "only, not for the text 'stdlib': drop it, or name one of those"),
+        ({"tasks": ["stdlib_cloze"]}, "does nothing in a run that reads no text: drop it"),
+        ({"ppl_datasets": ["stdlib", "c4"]}, "has no test split of c4"),
+    ],
+    ids=str,
+)
+def test_a_folder_that_stands_in_for_nothing_is_an_error_before_anything_is_measured(wikitext, options, message):
+    with pytest.raises(QuambaError, match=f"^--data_dir .* {message}"):
+        quamba.evaluate(None, None, **options, data_dir=wikitext)

@@ -261,19 +261,19 @@ def register(name: str, parameters, update=lambda self, x: None) -> None:
     [([1.0, 2.0], "[1.0, 2.0]"), (0.0, "0.0"), (-1.0, "-1.0"), (math.nan, "nan"), (math.inf, "inf"), ([], "[]")],
     ids=str,
 )
-def test_a_strategy_without_one_positive_scale_is_told_with_its_tap(registry, scale, told):
+def test_a_strategy_without_one_positive_scale_is_told_with_its_tap(scale, told):
     register("odd", lambda self: (torch.tensor(scale), torch.tensor(0.0)))
     with pytest.raises(QuambaError) as error:
         compared(tap_of(heavy_tailed()), ["odd"])
     assert str(error.value) == f"tap layers.3.x: strategy 'odd' gave {told}: a tap takes one"
 
 
-def test_one_scale_in_a_list_is_one_scale(registry):
+def test_one_scale_in_a_list_is_one_scale():
     register("listed", lambda self: (torch.tensor([0.5]), torch.tensor([0.0])))
     assert compared(tap_of(heavy_tailed()), ["listed"])["listed"].scale == 0.5
 
 
-def test_a_strategy_that_fails_is_told_with_its_tap(registry):
+def test_a_strategy_that_fails_is_told_with_its_tap():
     def refuse(self, x):
         raise QuambaError("this observer wants more values")
 

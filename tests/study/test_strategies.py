@@ -49,7 +49,7 @@ def test_the_bits_are_those_of_the_taps(bits):
     assert parse_strategy("mse").create(bits).n_bits == bits
 
 
-def test_an_observer_of_ones_own_is_a_strategy(registry):
+def test_an_observer_of_ones_own_is_a_strategy():
     @register_observer("mine")
     class Mine(Observer):
         def __init__(self, n_bits=8, clip_ratio=1.0, sym=True, sigmas=6.0):
