@@ -19,6 +19,7 @@ from quamba.checkpoint import recipe_of
 from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
 from quamba.profile import tensor_bytes
+from quamba.weights.method import WeightMethod
 
 BOTH = {"quantize_embedding": True, "quantize_lm_head": True}
 TABLES_8 = BOTH | {"embedding_bits": 8, "lm_head_bits": 8}
@@ -61,7 +62,7 @@ def main() -> None:
     for label, arguments in {"float32": None, **SCHEMES}.items():
         model, tokenizer = quamba.load(args.model)
         if arguments:
-            quamba.quantize(model, tokenizer, **arguments)
+            quamba.quantize(model, tokenizer, weights=WeightMethod("rtn"), **arguments)
             assert recipe_of(model).scheme.name == arguments["scheme"]
         result = quamba.evaluate(
             model,

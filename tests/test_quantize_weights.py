@@ -151,10 +151,14 @@ def test_activation_scales_are_of_the_divided_inputs(tiny_mamba, monkeypatch):
         torch.testing.assert_close(b.mixer.x_scale, a.mixer.x_scale, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize(("scheme", "default"), [("w8a16", "rtn"), ("w4a16", "gptq"), ("w3a8", "gptq")])
+@pytest.mark.parametrize(
+    ("scheme", "default"),
+    [("w8a16", WeightMethod()), ("w4a16", WeightMethod("gptq")), ("w3a8", WeightMethod("gptq", "hessian"))],
+    ids=["w8a16", "w4a16", "w3a8"],
+)
 def test_the_method_follows_from_the_bits_where_none_is_named(tiny_mamba, tokens, scheme, default):
-    text = None if default == "rtn" else WINDOWS
-    expected = quantized(tiny_mamba(), scheme, WeightMethod(default))
+    text = WINDOWS if default.calibrated else None
+    expected = quantized(tiny_mamba(), scheme, default)
     activations = {} if scheme.endswith("a16") else {"calibration": WINDOWS, "observer": "all=minmax"}
     options = {"group_size": None if scheme.startswith("w8") else 32, "weight_text": text, **activations}
     model = quamba.quantize(tiny_mamba(), None, scheme, progress=False, **options)

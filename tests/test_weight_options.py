@@ -19,6 +19,8 @@ def method(*options) -> WeightMethod:
     [
         ([], WeightMethod("rtn")),
         (["--w_bits", "4"], WeightMethod("gptq")),
+        (["--w_bits", "3"], WeightMethod("gptq", "hessian")),
+        (["--w_bits", "3", "--apply_gptq"], WeightMethod("gptq")),
         (["--w_bits", "3", "--use_heuristic"], WeightMethod("gptq", "mean")),
         (["--w_bits", "4", "--weight_method", "rtn"], WeightMethod("rtn")),
         (["--weight_method", "awq"], WeightMethod("awq")),

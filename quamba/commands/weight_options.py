@@ -52,16 +52,16 @@ def add_weight_options(group) -> None:
 
 
 def _defaults() -> str:
-    """For the help: `rtn with 8 bits, gptq with 4, gptq with 3`."""
-    return ", ".join(f"{default.method} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
+    """For the help: `rtn with 8 bits, gptq with 4 bits, ...`."""
+    return "; ".join(f"{default.describe()} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
 
 
 def weight_method(args: argparse.Namespace) -> WeightMethod:
     """How weights are rounded. Raises QuambaError for options that contradict, or that do nothing."""
     values = {name: getattr(args, name) for name in WEIGHT_OPTIONS.split()}
     given = {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
-    default = DEFAULT_METHODS.get(args.w_bits, WeightMethod()).method  # other bits are refused with the scheme
-    method = args.weight_method or (GPTQ if args.apply_gptq else default)
+    default = DEFAULT_METHODS.get(args.w_bits, WeightMethod())  # other bits are refused with the scheme
+    method = args.weight_method or (GPTQ if args.apply_gptq else default.method)
     if args.apply_gptq and GPTQ not in method:
         if method != AWQ:
             raise QuambaError(f"--apply_gptq means --weight_method gptq, not the {method} given with it: drop one")
@@ -85,9 +85,12 @@ def weight_method(args: argparse.Namespace) -> WeightMethod:
         chosen["lm_head_chunks"] = args.lmhead_chunks
     if args.gptq_damping is not None:
         chosen["gptq"] = GptqOptions(damping=args.gptq_damping)
+    rounding = default.rounding if args.weight_method is None and not args.apply_gptq else NEAREST
+    if args.use_heuristic:
+        rounding = args.flip_objective or MEAN
     found = WeightMethod(
         method,
-        (args.flip_objective or MEAN) if args.use_heuristic else NEAREST,
+        rounding,
         FlipOptions(**flips),
         clip=args.clip,
         sequential=not args.no_sequential,

@@ -78,9 +78,10 @@ class WeightMethod:
         return ", ".join(parts + ([] if self.rounding == NEAREST else [f"{self.rounding} flips"]))
 
 
-# by the bits of the weights, where the user names no method: 8 bits lose nothing that a search could give back; below,
-# no method here is better than GPTQ by more than the calibration text decides (python benchmarks/weights.py)
-DEFAULT_METHODS = {8: WeightMethod("rtn"), 4: WeightMethod("gptq"), 3: WeightMethod("gptq")}
+# by the bits of the weights, where the user names no method: 8 bits lose nothing that a search could give back; at 4 no
+# method here is better than GPTQ by more than the calibration text decides; at 3 flips behind it help with every text that
+# was tried (python benchmarks/weights.py)
+DEFAULT_METHODS = {8: WeightMethod("rtn"), 4: WeightMethod("gptq"), 3: WeightMethod("gptq", "hessian")}
 
 
 @dataclass
