@@ -79,8 +79,8 @@ class WeightMethod:
 
 
 # by the bits of the weights, where the user names no method: 8 bits lose nothing that a search could give back; at 4 no
-# method here is better than GPTQ by more than the calibration text decides; at 3 flips behind it help with every text that
-# was tried (python benchmarks/weights.py)
+# method here is better than GPTQ by more than the calibration text decides; at 3 flips behind it help with every text
+# that was tried (python benchmarks/weights.py)
 DEFAULT_METHODS = {8: WeightMethod("rtn"), 4: WeightMethod("gptq"), 3: WeightMethod("gptq", "hessian")}
 
 
