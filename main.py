@@ -17,6 +17,7 @@ from rich.console import Console
 import quamba
 import utils
 from quamba.activations import check_recordable
+from quamba.architectures import architecture_of
 from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
     Checkpoint,
@@ -27,14 +28,18 @@ from quamba.checkpoint import (
     resolve_checkpoint,
     save_dequantized,
 )
+from quamba.commands import hybrid_options
 from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
+from quamba.hybrid_blocks import write_layer_schemes
+from quamba.hybrid_run import search_schemes
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.scheme import QuantizationRecipe, get_scheme
+from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.text_sources import data_dir_for
 from quamba.weight_resume import ResumeFolder
 
@@ -56,6 +61,7 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
         tokenizer,
         texts,
         max_windows=utils.max_windows(args, checkpoint, texts),
+        by_token=args.ppl_by_token,
         data_dir=data_dir_for(args.data_dir, *texts),
         batch_size=size,
     )
@@ -78,7 +84,8 @@ def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, 
 def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
     """What the options mean for `quamba.quantize`, found before anything slow runs."""
     return {
-        **utils.recipe_arguments(args),
+        **utils.recipe_arguments(args, checkpoint.config),
+        "group_heads": utils.head_groups(args),
         "observer": utils.observer_spec(args),
         "observer_options": utils.observer_options(args),
         "calibration": utils.calibration_source(args, checkpoint),
@@ -94,7 +101,7 @@ def progress_dir(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | Non
     """Where a run keeps the layers that are done, None of one that rounds weights at once."""
     if not utils.weight_method(args).calibrated:
         return None
-    name = f"{checkpoint.name}-{utils.scheme_name(args)}-{utils.weight_method(args).method}.partial"
+    name = f"{checkpoint.name}-{utils.run_name(args)}-{utils.weight_method(args).method}.partial"
     return Path(args.pretrained_dir or args.log_dir) / name
 
 
@@ -110,14 +117,37 @@ def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dic
         return weights
     if args.calibration and not isinstance(source, CalibrationResult):
         result.save(args.calibration)
-    return {"calibration": result.to_dict(), **weights}
+    return {"calibration": result.figures(), **weights}
+
+
+def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict) -> tuple[str, ...]:
+    """The scheme of every layer that a search on a copy of the float model finds; written to a file, and shown."""
+    search = hybrid_options.hybrid_search(args, arguments["group_heads"])
+    text = utils.calibration_text(args, checkpoint)
+    say(
+        f"Searching schemes of the layers, {' or '.join(search.schemes)} within {search.budget.text}: {text.describe()}"
+    )
+    model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
+    found = search_schemes(
+        model,
+        text.windows(tokenizer),
+        search,
+        utils.observers(args, architecture_of(model).taps) if utils.calibrates(args) else {},
+        options=arguments["observer_options"],
+        batch_size=text.batch_size,
+    )
+    path = hybrid_options.schemes_file(args, checkpoint.name)
+    write_layer_schemes(path, found.assignment.schemes, found.figures())
+    say(to_markdown(hybrid_report(found.losses, found.sizes, found.weight_count, [found.assignment])))
+    say(f"schemes     {path}, {found.assignment.mean_bits(found.weight_count):.2f} bits a weight")
+    return found.assignment.schemes
 
 
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
     """Where --pretrained_dir says that the quantized model goes, None without it."""
     if not args.pretrained_dir:
         return None
-    return Path(args.pretrained_dir) / f"{checkpoint.name}-{utils.scheme_name(args)}"
+    return Path(args.pretrained_dir) / f"{checkpoint.name}-{utils.run_name(args)}"
 
 
 def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -138,6 +168,16 @@ def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
         check_model_type(checkpoint.config["model_type"], get_scheme(utils.scheme_name(args)))
 
 
+def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) -> None:
+    """Raises QuambaError for options that the blocks of the loaded model have no use for."""
+    if utils.calibrates(args):
+        utils.observer_options(args, architecture_of(model).taps)
+    if arguments["group_heads"]:
+        arguments["group_heads"].check(model)
+    if search := hybrid_options.hybrid_search(args, arguments["group_heads"]):
+        search.check(model)
+
+
 def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
     """Raises QuambaError where what the run makes could not be written: now, not after the work."""
     require_writable(Path(args.log_dir))
@@ -145,6 +185,8 @@ def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
         require_writable(Path(args.calibration).parent)
     if args.save_activations:
         check_recordable(args.save_activations)
+    if args.hybrid_search is not None:
+        require_writable(hybrid_options.schemes_file(args, "").parent)
     if args.save_dequantized:
         check_new_folder(Path(args.save_dequantized))
         require_writable(Path(args.save_dequantized).resolve().parent)
@@ -160,6 +202,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
+        hybrid_options.hybrid_search(args, utils.head_groups(args))
         utils.weight_method(args)
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
@@ -174,8 +217,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         ResumeFolder(arguments["progress_dir"], {}).require_started()
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
-        check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings))
-        for text in (arguments["calibration"], arguments["weight_text"]):
+        check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings, checkpoint.config))
+        check_options_of_blocks(model, args, arguments)
+        searched = utils.calibration_text(args, checkpoint) if args.hybrid_search is not None else None
+        for text in (arguments["calibration"], arguments["weight_text"], searched):
             if isinstance(text, CalibrationText):
                 text.windows(tokenizer)  # a text that cannot be read is said now
     log = {
@@ -190,6 +235,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         if not args.skip_float:
             float_result = measure(model, tokenizer, args, checkpoint, "float")
             log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
+        if args.hybrid_search is not None:
+            arguments |= hybrid_options.found(args, search_layer_schemes(args, checkpoint, arguments))
         log |= quantize(model, tokenizer, args, arguments)
         if target:
             quamba.save(model, tokenizer, target)
@@ -200,7 +247,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
         log["saved"] = str(target) if target else None
     recipe = recipe_of(model)
-    log["scheme"] = recipe.scheme.name if recipe else "fp"
+    log["scheme"] = recipe.name if recipe else "fp"
     log["kernels"] = kernels_run(model)
     log["recipe"] = recipe.to_dict() if recipe else None
     result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe else "float")

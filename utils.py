@@ -4,18 +4,22 @@ import argparse
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from quamba import CalibrationResult, CalibrationText, QuambaError, text_sources
+from quamba.architectures import BLOCK_TAPS
 from quamba.checkpoint import METHOD, Checkpoint
 from quamba.commands.arguments import positive_int, seed
+from quamba.commands.hybrid_options import HYBRID_OPTIONS, is_hybrid, layer_schemes
 from quamba.commands.run_options import add_calibration_options, add_evaluation_options, add_quantization_options
 from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
-from quamba.scheme import FLOAT, SCHEMES, QuantizationRecipe, create_recipe
+from quamba.head_groups import HeadGroups
+from quamba.nn.taps import STATE_TAP
+from quamba.scheme import FLOAT, FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.tap_observers import check_observer_options, parse_observers
 from quamba.text_sources import FOLDER_TEXTS, data_dir_for, find_data_files
 from quamba.weight_run import WINDOWS
@@ -26,17 +30,27 @@ GENERATION_TASKS = "nq_open,squadv2"
 # --testing: enough of everything to see that a run works from end to end
 TESTING_CALIB_DATA_NUM, TESTING_PPL_WINDOWS, TESTING_TASK_ITEMS = 8, 8, 16
 # options that need --quantize: those that quamba.quantize takes by their names, others, those of calibration
-RECIPE_OPTIONS = "group_size dynamic quantize_embedding quantize_lm_head embedding_bits lm_head_bits rotate_residual"
-QUANTIZATION_OPTIONS = (
-    f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float save_dequantized plugin {WEIGHT_OPTIONS}"
+RECIPE_OPTIONS = (
+    "group_size dynamic quantize_embedding quantize_lm_head embedding_bits lm_head_bits rotate_residual state_bits"
 )
-OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations"
+GROUP_OPTIONS = "head_groups channel_groups"
+QUANTIZATION_OPTIONS = (
+    f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float save_dequantized plugin {WEIGHT_OPTIONS} "
+    f"{GROUP_OPTIONS} {HYBRID_OPTIONS}"
+)
+OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations group_heads"
 TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen"
+
+HYBRID_SUFFIX = "-hybrid"
 
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
   python main.py mamba-tiny --quantize --observer mse             another observer for tap x
-  python main.py mamba-tiny --quantize --observer x=mse,out=mse   one per tap (in, conv_in, z, x, dt_rank, B, C, out)
+  python main.py mamba-tiny --quantize --observer x=mse,out=mse   one per tap (in, conv_in, z, x, dt_rank, B, C, out;
+                                                                  of Mamba2 B_in and C_in too, and no dt_rank)
+  python main.py mamba2-tiny --quantize --group_heads --state_bits 8
+                                                                  a scale per group of heads and channels, int8 states
+  python main.py mamba2-tiny --quantize --hybrid_search 5.5       a scheme for each layer, 5.5 bits a weight on average
   python main.py mamba-tiny --quantize --w_bits 4 --dynamic       4-bit weights, activation scales per token
   python main.py llama-1b --quantize --w_bits 4 --a_bits 16 --weight_method awq --use_heuristic
                                                                   the weights of any causal LM, in groups of 128
@@ -105,17 +119,35 @@ def scheme_name(args: argparse.Namespace) -> str:
     return name
 
 
-def recipe_arguments(args: argparse.Namespace) -> dict:
-    """What decides the modules, as arguments of `quamba.quantize`. Raises QuambaError for what that refuses."""
+def run_name(args: argparse.Namespace) -> str:
+    """What a quantized model is called behind its name: the scheme, and whether layers have others."""
+    return f"{scheme_name(args)}{HYBRID_SUFFIX if is_hybrid(args) else ''}"
+
+
+def head_groups(args: argparse.Namespace) -> HeadGroups | None:
+    """Those of Mamba2's heads and channels. Raises QuambaError for options that do nothing."""
+    chosen = {name: getattr(args, name) for name in GROUP_OPTIONS.split() if getattr(args, name) is not None}
+    if chosen and not args.group_heads:
+        raise QuambaError(f"--{next(iter(chosen))} does nothing without --group_heads: add it, or drop the option")
+    return HeadGroups(**chosen) if args.group_heads else None
+
+
+def recipe_arguments(args: argparse.Namespace, config: Mapping | None = None) -> dict:
+    """What decides the modules, as arguments of `quamba.quantize`; `config`: config.json, once there is a checkpoint.
+
+    Raises QuambaError for what `quantize` refuses.
+    """
     arguments = {"scheme": scheme_name(args), "untie": args.untie_embedding}
     arguments |= {name: getattr(args, name) for name in RECIPE_OPTIONS.split()}
-    create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
+    arguments["layer_schemes"] = layer_schemes(args, config)
+    if arguments["layer_schemes"] or not is_hybrid(args):  # else what layers have is not known yet
+        create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
     return arguments
 
 
-def recipe(args: argparse.Namespace, tied: bool) -> QuantizationRecipe:
+def recipe(args: argparse.Namespace, tied: bool, config: Mapping | None = None) -> QuantizationRecipe:
     """The recipe of a model whose embedding and head are `tied`. Raises QuambaError for an option that does nothing."""
-    found = create_recipe(**recipe_arguments(args), tied=tied)
+    found = create_recipe(**recipe_arguments(args, config), tied=tied)
     if args.lmhead_chunks is not None and found.tied_head:
         raise QuambaError("--lmhead_chunks does nothing for a head that shares the embedding's table: drop it")
     return found
@@ -147,21 +179,23 @@ def observer_spec(args: argparse.Namespace) -> str | None:
     return "outlier_aware"
 
 
-def observers(args: argparse.Namespace) -> dict[str, str]:
-    """Tap -> observer name. Raises QuambaError for unknown ones."""
-    return parse_observers(observer_spec(args), head=args.quantize_lm_head, dynamic=args.dynamic)
+def observers(args: argparse.Namespace, taps: Sequence[str] = BLOCK_TAPS) -> dict[str, str]:
+    """Tap -> observer name; `taps`: of the model's blocks, once that is known. Raises QuambaError for unknown ones."""
+    if args.state_bits != FLOAT_STATE_BITS:
+        taps = (*taps, STATE_TAP)
+    return parse_observers(observer_spec(args), head=args.quantize_lm_head, dynamic=args.dynamic, taps=taps)
 
 
-def observer_options(args: argparse.Namespace) -> dict[str, dict]:
-    """Constructor arguments by observer. Raises QuambaError for an option that no chosen observer takes."""
+def observer_options(args: argparse.Namespace, taps: Sequence[str] = BLOCK_TAPS) -> dict[str, dict]:
+    """Constructor arguments by observer; `taps`: as in `observers`. Raises QuambaError for options that none takes."""
     if not calibrates(args):
         return {}
     options = {}
     if args.percentile_alpha is not None:
-        if "percentile" not in observers(args).values():
+        if "percentile" not in observers(args, taps).values():
             raise QuambaError("--percentile_alpha is an argument of the percentile observer, which no tap uses here")
         options["percentile"] = {"percentile_alpha": args.percentile_alpha}
-    check_observer_options(observers(args), options, args.a_bits)
+    check_observer_options(observers(args, taps), options, args.a_bits)
     return options
 
 
@@ -295,6 +329,7 @@ def model_name(checkpoint: Checkpoint) -> str:
     """The model's name in logs: that of a checkpoint, without the scheme that saving has put behind it."""
     name = checkpoint.name
     if checkpoint.quantization_method == METHOD:
+        name = name.removesuffix(HYBRID_SUFFIX)
         for scheme in SCHEMES:
             name = name.removesuffix(f"-{scheme}")
     return name
@@ -313,7 +348,7 @@ def check_quantization_options(args: argparse.Namespace, parser: argparse.Argume
         raise QuambaError(f"--{names[0]} does nothing without --quantize: add it, or drop the option")
     if not args.quantize or calibrates(args):
         return
-    read = weight_method(args).calibrated
+    read = weight_method(args).calibrated or args.hybrid_search is not None
     if names := given(OBSERVER_OPTIONS if read else f"{OBSERVER_OPTIONS} {TEXT_OPTIONS}"):
         raise QuambaError(f"--{names[0]} does nothing with --a_bits {args.a_bits}: activations stay float")
 

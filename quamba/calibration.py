@@ -3,21 +3,18 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import numerics
-from .activations import ActivationRecorder
-from .convert import HEAD_TAP, tap_modules
+from .activations import ActivationRecorder, split_tap_name
 from .data import (
     EMBEDDED_MODELS,
     PLAIN_WIKITEXT,
@@ -29,14 +26,12 @@ from .data import (
 )
 from .errors import QuambaError
 from .files import write_text_atomically
-from .histogram import SignedHistogram
-from .observer import Observer
-from .tap_observers import create_tap_observer
+from .tap_watch import Calibrator, TapResult
+from .transforms.clusters import ChannelOrder
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and saturation are measured on
 
 
 @dataclass(frozen=True)
@@ -97,21 +92,6 @@ def default_text(model: nn.Module) -> CalibrationText:
 
 
 @dataclass
-class TapResult:
-    """What calibration found at one tap: the scale, and how well it fits the values that were seen."""
-
-    observer: str
-    scale: float
-    max: float  # largest magnitude
-    saturated_share: float
-    sqnr_db: float | None  # None where nothing was lost
-
-    def __post_init__(self):
-        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
-            raise ValueError(f"{self.scale!r} is no scale")
-
-
-@dataclass
 class CalibrationResult:
     """The scale of every tap, and what they were measured on."""
 
@@ -124,10 +104,20 @@ class CalibrationResult:
     windows_sha256: str  # of the token ids that were run
     seconds: float
     taps: dict[str, TapResult]
+    orders: dict[str, dict] | None = None  # layer -> ChannelOrder of Mamba2's grouped channels, where they are
 
     def to_dict(self) -> dict:
         """The result as plain data."""
         return asdict(self)
+
+    def figures(self) -> dict:
+        """The same for a log: without the channels' orders and groups, which are long and say nothing to a reader."""
+        fields = self.to_dict()
+        fields["taps"] = {
+            name: {key: value for key, value in tap.items() if key != "group_id"}
+            for name, tap in fields["taps"].items()
+        }
+        return {key: value for key, value in fields.items() if key != "orders"}
 
     def describe(self) -> str:
         """For the terminal: what is reused."""
@@ -135,8 +125,14 @@ class CalibrationResult:
         return f"reusing an earlier result on {self.tokens} tokens{text}"
 
     def scales(self) -> dict[str, Tensor]:
-        """Tap name -> float32 scale."""
-        return {name: torch.tensor(tap.scale) for name, tap in self.taps.items()}
+        """Tap name -> float32 scale: one value, [G] of SSD groups, or [D] ([S, P] of states) of grouped channels."""
+        return {name: tap.scales() for name, tap in self.taps.items()}
+
+    def channel_orders(self) -> dict[int, ChannelOrder] | None:
+        """By layer index; None where channels are in no groups."""
+        if self.orders is None:
+            return None
+        return {int(layer): ChannelOrder.from_dict(order) for layer, order in self.orders.items()}
 
     def save(self, path: str | Path) -> None:
         """Writes the result as JSON, whole or not at all. Raises QuambaError where the file cannot be written."""
@@ -151,14 +147,21 @@ class CalibrationResult:
         """Reads a saved result. Raises QuambaError where the file is not one."""
         try:
             fields = json.loads(Path(path).read_text("utf-8"))
-            if fields.pop("format_version") != FORMAT_VERSION:
-                raise QuambaError(f"calibration {path} was written by another version of quamba: calibrate again")
-            taps = {name: TapResult(**tap) for name, tap in fields.pop("taps").items()}
-            return cls(taps=taps, **fields)
-        except QuambaError:
-            raise
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # ValueError: no text, no JSON
+            if fields.pop("format_version") == FORMAT_VERSION:
+                taps = {name: TapResult(**tap) for name, tap in fields.pop("taps").items()}
+                result = cls(taps=taps, **fields)
+                result.channel_orders()  # raises where the file holds something else
+                return result
+        except (
+            QuambaError,
+            OSError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+        ) as error:  # ValueError: no text, no JSON
             raise QuambaError(f"{path} is not a calibration result: {error}") from error
+        raise QuambaError(f"calibration {path} was written by another version of quamba: calibrate again")
 
     def check_fits(
         self,
@@ -179,7 +182,7 @@ class CalibrationResult:
         if missing := sorted(needed - set(self.taps)):
             raise QuambaError(
                 f"the calibration has no scale for {', '.join(missing[:3])} (it was made for dynamic scales, or "
-                "without a quantized head): calibrate again"
+                "without a quantized head or integer states): calibrate again"
             )
         for tap, name in (observers or {}).items():
             if self.observer.get(tap) != name:
@@ -212,6 +215,11 @@ def check_windows(windows: Tensor, vocab_size: int) -> None:
         )
 
 
+def windows_sha256(windows: Tensor) -> str:
+    """SHA-256 of token ids."""
+    return hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()
+
+
 def model_fingerprint(model: nn.Module) -> str:
     """A hash of the model's tensors by name, read as float32: equal for equal values on every machine."""
     digest = hashlib.blake2b(digest_size=16)
@@ -219,92 +227,6 @@ def model_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()
-
-
-class _TapWatch:
-    """An observer and a sample of the same values, which says how well the observer's scale fits."""
-
-    def __init__(self, name: str, observer: Observer):
-        self.name, self.observer = name, observer
-        self.sample = SignedHistogram()
-
-    def update(self, x: Tensor) -> None:
-        try:
-            self.observer.update(x)
-        except QuambaError as error:
-            raise QuambaError(f"tap {self.name}: {error}") from error
-        stride = max(1, x.numel() // DIAGNOSTIC_SAMPLE)
-        while math.gcd(stride, x.shape[-1]) > 1:  # so that every channel is sampled, not always the same few
-            stride += 1
-        self.sample.update(x.flatten()[::stride])
-
-    def result(self, observer_name: str) -> TapResult:
-        scale, _ = self.observer.get_quantization_parameters()
-        if scale.numel() != 1:
-            raise QuambaError(f"observer {observer_name!r} gave {scale.numel()} scales: tap {self.name} takes one")
-        if not 0 < float(scale) < math.inf:
-            raise QuambaError(f"observer {observer_name!r} gave the scale {float(scale)} for tap {self.name}")
-        low, high = numerics.integer_range(self.observer.n_bits)
-        distribution = self.sample.distribution()
-        step = scale.double().reshape(1)
-        noise = float(distribution.mean_squared_error(step, high, -low))
-        signal = distribution.mean_square()
-        saturated = (
-            distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above((0.5 - low) * step)[0]
-        )
-        return TapResult(
-            observer=observer_name,
-            scale=float(scale),
-            max=max(-self.observer.minimum, self.observer.maximum),
-            saturated_share=float(saturated) / distribution.count,
-            sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
-        )
-
-
-class Calibrator:
-    """Context manager that feeds the output of every tap of a model that has an observer to one of its own.
-
-    `observers`: tap -> observer name; `recorder`: is given the same, where it wants the tap. The hooks are removed when
-    the block is left, however it is left.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        observers: dict[str, str],
-        n_bits: int,
-        head: bool,
-        options: dict,
-        recorder: ActivationRecorder | None = None,
-    ):
-        self._recorder = recorder
-        taps = {name: (module, name.rsplit(".", 1)[-1]) for name, module in tap_modules(model, head).items()}
-        self._modules = {name: module for name, (module, tap) in taps.items() if tap in observers}
-        self._observer_names = {name: observers[taps[name][1]] for name in self._modules}
-        self._watches = {
-            name: _TapWatch(name, create_tap_observer(observer, n_bits, options.get(observer, {})))
-            for name, observer in self._observer_names.items()
-        }
-        self._hooks: list = []
-
-    def __enter__(self) -> "Calibrator":
-        for name, module in self._modules.items():
-            self._hooks.append(module.register_forward_hook(partial(self._watch, name)))
-        return self
-
-    def _watch(self, name: str, _module: nn.Module, _args: tuple, out: Tensor) -> None:
-        self._watches[name].update(out)
-        if self._recorder and self._recorder.wants(name):
-            self._recorder.update(name, out)
-
-    def __exit__(self, *_) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def results(self) -> dict[str, TapResult]:
-        """What each tap's observer found."""
-        return {name: watch.result(self._observer_names[name]) for name, watch in self._watches.items()}
 
 
 @torch.inference_mode()
@@ -319,27 +241,42 @@ def calibrate(
     options: dict | None = None,
     text: CalibrationText | None = None,
     batch_size: int = 8,
+    orders: Mapping[int, ChannelOrder] | None = None,
+    states: bool = False,
     recorder: ActivationRecorder | None = None,
     progress: bool = True,
 ) -> CalibrationResult:
     """Runs `windows` int64 [count, seqlen] through the backbone (no logits) and collects every tap's scale.
 
-    `observers`: tap -> observer name (see `parse_observers`), a tap without one is not watched; `options`: observer
-    name -> constructor arguments; `text`: where the windows are from, kept with the result; `recorder`: writes the
-    activations to the disk.
+    `observers`: tap -> observer name (see `parse_observers`), a tap without one is not watched, one that the model does
+    not have is nothing to watch; `options`: observer name -> constructor arguments; `text`: where the windows are from,
+    kept with the result; `recorder`: writes the activations to the disk.
     Raises QuambaError where an observer meets NaN or infinity, naming the tap.
     """
     start = time.perf_counter()
     options = options or {}
-    with recorder or nullcontext(), Calibrator(model, observers, n_bits, head, options, recorder) as calibrator:
+    calibrator = Calibrator(model, observers, n_bits, head, options, recorder, orders, states)
+    with recorder or nullcontext(), calibrator:
         with tqdm(total=windows.numel(), desc="Calibrating", unit="tok", disable=not progress) as bar:
             for batch in windows.split(batch_size):
-                model.backbone(batch, use_cache=False)
+                model.base_model(batch, use_cache=False)
                 bar.update(batch.numel())
         taps = calibrator.results()
     seconds = time.perf_counter() - start
     logger.info("calibrated on %d tokens in %.1f s", windows.numel(), seconds)
-    used = {tap: name for tap, name in observers.items() if head or tap != HEAD_TAP}
-    digest = hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()
+    watched = {split_tap_name(name)[1] for name in taps}
+    used = {tap: name for tap, name in observers.items() if tap in watched}
     described = asdict(text) if text else None
-    return CalibrationResult(fingerprint, used, options, n_bits, described, windows.numel(), digest, seconds, taps)
+    plain = None if orders is None else {str(layer): order.to_dict() for layer, order in orders.items()}
+    return CalibrationResult(
+        fingerprint,
+        used,
+        options,
+        n_bits,
+        described,
+        windows.numel(),
+        windows_sha256(windows),
+        seconds,
+        taps,
+        plain,
+    )

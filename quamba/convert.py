@@ -1,19 +1,20 @@
 """Puts our modules in the slots of a transformers model: float mixers, quantized modules, or an empty skeleton."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from . import hadamard
 from .activations import tap_name
+from .architectures import ARCHITECTURES, Architecture, architecture_of
 from .errors import QuambaError
-from .layer_stack import decoder_layers
+from .layer_stack import decoder_layers, final_norm
+from .mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.linear import WeightOnlyLinear
-from .nn.mamba1 import TAPS, Mamba1Mixer, QuantMamba1Mixer, static_taps
 from .nn.norm import FinalNorm, PassThroughNorm
-from .ops.schemas import MAX_CONV_WIDTH
+from .nn.taps import STATE_TAP, static_taps
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
 from .transforms import untie_embedding
 from .weight_sites import NORM_READERS
@@ -21,46 +22,44 @@ from .weights.awq import fold_into_norm
 from .weights.rounded import RoundedWeight
 
 HEAD_TAP = "head_in"
-MIXER = "mixer."
 
 Layer = Mapping[str, RoundedWeight]  # linear layer, by its name within the decoder layer
-
-
-def is_mamba(model_type: str) -> bool:
-    """Whether models of that `model_type`, as config.json names it, have the blocks whose activations are quantized."""
-    return model_type == "mamba"
 
 
 def check_model_type(model_type: str, scheme: Scheme | None = None) -> None:
     """Raises QuambaError unless this version quantizes models of that `model_type` to the scheme.
 
-    The weights of any causal LM, and the activations of Mamba's blocks; no scheme: the latter.
+    The weights of any causal LM, and the activations of the blocks in `ARCHITECTURES`, in hybrids too; no scheme: the
+    latter.
     """
-    if is_mamba(model_type) or (scheme is not None and scheme.act == FLOAT):
+    known = {**ARCHITECTURES, **HYBRID_TYPES}
+    if model_type in known or (scheme is not None and scheme.act == FLOAT):
         return
     raise QuambaError(
-        f"the activations of models of type {model_type!r} cannot be quantized by this version, only those of 'mamba': "
-        "quantize the weights alone (--a_bits 16)"
+        f"the activations of models of type {model_type!r} cannot be quantized by this version, only those of "
+        f"{', '.join(map(repr, known))}: quantize the weights alone (--a_bits 16)"
     )
 
 
-def check_architecture(model: nn.Module) -> None:
-    """Raises QuambaError unless this version quantizes the model's type, activation and sizes."""
-    config = model.config
-    check_model_type(config.model_type)
-    if config.conv_kernel > MAX_CONV_WIDTH:
-        raise QuambaError(f"conv_kernel {config.conv_kernel} has no kernels: up to {MAX_CONV_WIDTH} has")
-    if config.hidden_act != "silu":
-        raise QuambaError(f"hidden_act {config.hidden_act!r} has no kernels: only 'silu' has")
-    hadamard.hadamard_base(config.intermediate_size)
+def check_architecture(model: nn.Module) -> Architecture:
+    """The model's architecture. Raises QuambaError unless this version quantizes its type, activation and sizes."""
+    check_model_type(model.config.model_type)
+    architecture = architecture_of(model)
+    if architecture is None:
+        raise QuambaError(
+            f"no layer of this {type(model).__name__} has a Mamba block whose activations could be quantized: quantize "
+            "the weights alone (--a_bits 16)"
+        )
+    architecture.check(block_config(model))
+    return architecture
 
 
 def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
     """Raises QuambaError unless this version quantizes the model as the recipe says."""
-    check_model_type(model.config.model_type, recipe.scheme)
-    if is_mamba(model.config.model_type):
+    _check_blocks(model, recipe)
+    if architecture_of(model):
         check_architecture(model)
-    else:
+    if hybrid_of(model) or not architecture_of(model):
         _check_linear_layers(model)
         if recipe.rotate_residual:
             raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
@@ -71,11 +70,26 @@ def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
         raise QuambaError(f"a {type(embedding).__name__} cannot be quantized: drop quantize_embedding")
 
 
+def _check_blocks(model: nn.Module, recipe: QuantizationRecipe) -> None:
+    """Raises QuambaError where the recipe's schemes of blocks, or its SSM states, are not for such a model."""
+    for scheme in dict.fromkeys([recipe.scheme, *recipe.block_schemes]):
+        check_model_type(model.config.model_type, scheme)
+    layers = len(decoder_layers(model))
+    if recipe.layers and len(recipe.layers) != layers:
+        raise QuambaError(f"there are schemes of {len(recipe.layers)} layers, but the model has {layers}")
+    architecture = architecture_of(model)
+    if architecture is None and recipe.quantizes_activations:
+        check_architecture(model)
+    if recipe.state_bits == 8 and not (architecture and architecture.integer_states):
+        raise QuambaError(f"models of type {model.config.model_type!r} keep float32 states: leave state_bits at 32")
+
+
 def _check_linear_layers(model: nn.Module) -> None:
     """Raises QuambaError for matrices that are not those of an nn.Linear: they would stay float unnoticed."""
+    mixers = {module for slot in _slots(model) for module in slot.mixer.modules()}
     for index, layer in enumerate(decoder_layers(model)):
         for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) or module in mixers:
                 continue
             if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
                 raise QuambaError(
@@ -95,29 +109,39 @@ def is_supported(model: nn.Module) -> bool:
 
 def install_float_mixers(model: nn.Module) -> None:
     """Replaces every transformers mixer by ours, sharing the parameters; a model that has them already is unchanged."""
-    check_architecture(model)
-    for layer in model.backbone.layers:
-        if not isinstance(layer.mixer, Mamba1Mixer):
-            layer.mixer = Mamba1Mixer(layer.mixer)
+    mixer_class = check_architecture(model).float_mixer
+    for slot in mamba_slots(model):
+        if not isinstance(slot.mixer, mixer_class):
+            slot.mixer = mixer_class(slot.mixer)
 
 
-def tap_modules(model: nn.Module, head: bool) -> dict[str, nn.Module]:
-    """Name -> module whose output is the tapped activation, for every layer and, if asked for, the head's input."""
+def tap_modules(model: nn.Module, head: bool, states: bool = False) -> dict[str, nn.Module]:
+    """Name -> module whose output is the tapped activation, for every Mamba block and, if asked for, the head's input
+    and Mamba2's SSM states."""
     modules = {
-        tap_name(layer_idx, tap): layer.mixer.taps[tap]
-        for layer_idx, layer in enumerate(model.backbone.layers)
-        for tap in TAPS
+        tap_name(slot.index, tap): slot.mixer.taps[tap]
+        for slot in mamba_slots(model)
+        for tap in (*architecture_of(model).taps, *((STATE_TAP,) if states else ()))
     }
     if head:
-        modules[HEAD_TAP] = model.backbone.norm_f
+        modules[HEAD_TAP] = final_norm(model)
     return modules
+
+
+def scaled_taps(architecture: Architecture, recipe: QuantizationRecipe, layer_idx: int) -> tuple[str, ...]:
+    """What of a layer has a scale from calibration: its static taps, and the SSM states that are integers."""
+    taps = static_taps(architecture.taps, recipe.layer_scheme(layer_idx).act)
+    return taps + ((STATE_TAP,) if recipe.state_bits == 8 else ())
 
 
 def static_tap_names(model: nn.Module, recipe: QuantizationRecipe) -> list[str]:
     """The names of all taps of a model whose scales the recipe takes from calibration."""
-    act, layers = recipe.scheme.act, range(len(model.backbone.layers))
-    names = [tap_name(layer_idx, tap) for layer_idx in layers for tap in static_taps(act)]
-    return names + ([HEAD_TAP] if recipe.lm_head_bits is not None and act == STATIC else [])
+    names = [
+        tap_name(slot.index, tap)
+        for slot in mamba_slots(model)
+        for tap in scaled_taps(architecture_of(model), recipe, slot.index)
+    ]
+    return names + ([HEAD_TAP] if recipe.head_act == STATIC else [])
 
 
 def _swap_embedding_and_head(
@@ -131,7 +155,7 @@ def _swap_embedding_and_head(
         untie_embedding(model)
     if recipe.embedding_bits is not None:
         spec = recipe.table(recipe.embedding_bits)
-        dtype = torch.float32 if is_mamba(model.config.model_type) else model.dtype
+        dtype = torch.float32 if _is_float_between_blocks(model) else model.dtype
         embedding = QuantEmbedding(vocab_size, hidden_size, spec, dtype)
         if not empty:
             embedding.round_to_nearest(model.get_input_embeddings().weight)
@@ -149,14 +173,26 @@ def _swap_embedding_and_head(
         model.lm_head = head
 
 
+def _slots(model: nn.Module) -> list[MambaSlot]:
+    """Those of a model of any kind: none where this package has no mixers for it."""
+    return mamba_slots(model) if architecture_of(model) else []
+
+
+def _is_float_between_blocks(model: nn.Module) -> bool:
+    """Whether hidden states are float32 between layers, as in models of Mamba blocks alone, whatever `model.dtype`."""
+    return architecture_of(model) is not None and hybrid_of(model) is None
+
+
 def _swap_final_norm(model: nn.Module) -> None:
-    norm = model.backbone.norm_f
-    model.backbone.norm_f = FinalNorm(norm.weight, norm.variance_epsilon)
+    """Not of a hybrid: its own is the one that casts to the head's dtype."""
+    if _is_float_between_blocks(model):
+        norm = model.backbone.norm_f
+        model.backbone.norm_f = FinalNorm(norm.weight, norm.variance_epsilon)
 
 
-def _mixer_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names within a decoder layer -> names within its mixer."""
-    return tuple(name.removeprefix(MIXER) for name in names)
+def _mixer_names(slot: MambaSlot, names: Sequence[str]) -> tuple[str, ...]:
+    """Names within a decoder layer -> names within its mixer, of what is part of it."""
+    return tuple(within for name in names if (within := slot.within(name)) is not None)
 
 
 def convert(
@@ -172,25 +208,39 @@ def convert(
     `layers`: the integers of each decoder layer's linear layers, `head`: of the head; None: rounded to nearest here.
     """
     layers = layers or [{}] * len(decoder_layers(model))
-    if not is_mamba(model.config.model_type):
-        _swap_linears(model, recipe, layers)
-        _swap_embedding_and_head(model, recipe, empty=False, rounded_head=head)
-        return
-    for layer_idx, (layer, rounded) in enumerate(zip(model.backbone.layers, layers, strict=True)):
-        layer_scales = {tap: scales[tap_name(layer_idx, tap)] for tap in static_taps(recipe.scheme.act)}
-        layer.mixer = QuantMamba1Mixer.from_float(
-            model.config,
-            layer.mixer,
-            recipe.scheme,
-            layer_scales,
-            {name.removeprefix(MIXER): integers for name, integers in rounded.items()},
-            _mixer_names(recipe.multipliers),
-        )
-        layer.norm = PassThroughNorm()
+    for slot in _slots(model):
+        slot.mixer = quantized_mixer(model, slot, recipe, scales, layers[slot.index])
+        slot.norm = PassThroughNorm()
+    _swap_linears(model, recipe, layers)
     _swap_final_norm(model)
     _swap_embedding_and_head(model, recipe, empty=False, rounded_head=head)
-    if HEAD_TAP in static_tap_names(model, recipe):
+    if recipe.head_act == STATIC:
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
+
+
+def quantized_mixer(
+    model: nn.Module,
+    slot: MambaSlot,
+    recipe: QuantizationRecipe,
+    scales: Mapping[str, Tensor],
+    rounded: Layer = MappingProxyType({}),
+) -> nn.Module:
+    """The quantized mixer of one layer of a transformed float model, which stays; arguments as in `convert`."""
+    architecture = architecture_of(model)
+    return architecture.quant_mixer.from_float(
+        block_config(model),
+        slot.mixer,
+        recipe.layer_scheme(slot.index),
+        {tap: scales[tap_name(slot.index, tap)] for tap in scaled_taps(architecture, recipe, slot.index)},
+        {within: integers for name, integers in rounded.items() if (within := slot.within(name)) is not None},
+        _mixer_names(slot, recipe.multipliers),
+        **_state_options(architecture, recipe),
+    )
+
+
+def _state_options(architecture: Architecture, recipe: QuantizationRecipe) -> dict:
+    """For the constructors of mixers that can keep their SSM states as integers."""
+    return {"state_bits": recipe.state_bits} if architecture.integer_states else {}
 
 
 @torch.no_grad()
@@ -200,14 +250,15 @@ def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence
     readers = NORM_READERS.get(type(model).__name__, {})
     for index, layer in enumerate(decoder_layers(model)):
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        spec = recipe.layer_scheme(index).weight
         for name, linear in linears:
             multiplier = name in recipe.multipliers
             if layers is None:
                 sizes = (linear.in_features, linear.out_features, linear.bias is not None)
-                swapped = WeightOnlyLinear(*sizes, recipe.scheme.weight, multiplier)
+                swapped = WeightOnlyLinear(*sizes, spec, multiplier)
             else:
                 rounded = layers[index].get(name)
-                swapped = WeightOnlyLinear.from_float(linear, recipe.scheme.weight, rounded, multiplier)
+                swapped = WeightOnlyLinear.from_float(linear, spec, rounded, multiplier)
             layer.set_submodule(name, swapped)
         for norm, names in readers.items() if layers is not None else ():
             rounded = layers[index].get(names[0])
@@ -218,19 +269,31 @@ def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence
 
 def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:
     """Gives a model that is still on the meta device the modules of a quantized one, for a checkpoint to fill."""
-    if not is_mamba(model.config.model_type):
-        check_model_type(model.config.model_type, recipe.scheme)
-        with torch.device("meta"):
-            _swap_linears(model, recipe, None)
-            _swap_embedding_and_head(model, recipe, empty=True)
-        return
-    check_architecture(model)
+    _check_blocks(model, recipe)
+    if architecture_of(model):
+        check_architecture(model)
+    slots = _slots(model)
     with torch.device("meta"):
-        for layer_idx, layer in enumerate(model.backbone.layers):
-            layer.mixer = QuantMamba1Mixer.from_config(
-                model.config, layer_idx, recipe.scheme, _mixer_names(recipe.multipliers)
-            )
+        for slot in slots:
+            slot.mixer = _empty_mixer(model, slot, recipe)
+        _swap_linears(model, recipe, None)
         _swap_embedding_and_head(model, recipe, empty=True)
-    for layer in model.backbone.layers:
-        layer.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill
+    for slot in slots:
+        slot.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill
     _swap_final_norm(model)
+
+
+def _empty_mixer(model: nn.Module, slot: MambaSlot, recipe: QuantizationRecipe) -> nn.Module:
+    architecture, names = architecture_of(model), _mixer_names(slot, recipe.multipliers)
+    scheme, options = recipe.layer_scheme(slot.index), _state_options(architecture, recipe)
+    return architecture.quant_mixer.from_config(block_config(model), slot.index, scheme, names, **options)
+
+
+def restore_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the parameters of a model that was made float32 to be converted. Buffers keep their dtype: scales, and the
+    frequencies of rotary positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, QuantEmbedding) and not _is_float_between_blocks(model):
+        embedding.dtype = dtype

@@ -52,7 +52,7 @@ class EmbeddedDefaults:
     tasks: tuple[str, ...] = ("stdlib_cloze",)
 
 
-EMBEDDED_MODELS = {"mamba-tiny": EmbeddedDefaults()}
+EMBEDDED_MODELS = {"mamba-tiny": EmbeddedDefaults(), "mamba2-tiny": EmbeddedDefaults()}
 TEXT_NAMES = (EMBEDDED_TEXT, *HUB_TEXTS)
 
 

@@ -3,52 +3,52 @@
 Dims: B sequences, L tokens of each, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from .convert import check_architecture, install_float_mixers
 from .errors import QuambaError
-from .nn.embedding import QuantHead
-from .nn.mamba1_step import Mamba1Step
-from .nn.module import QuantModule
+from .mamba_slots import hybrid_of, mamba_slots
 from .nn.placement import place_weights
-
-# Tokens of all sequences that a prefill computes at once: memory does not grow with the prompt, and the weights, read
-# once for each chunk, are still a small part of the work.
-PREFILL_ROWS = 256
 
 
 class Decoder:
-    """The state of B sequences of equal length, empty at first; its size does not grow with their length.
+    """The state of B sequences of equal length, empty at first; its size does not grow with their length, but for the
+    attention layers of a hybrid.
 
     transformers' own mixers in a float model are replaced by ours, which share their parameters: the originals forget
     the SSM state where several tokens continue a sequence. A quantized model's weights are laid out for its kernels,
-    and a single token goes through all of its blocks as one op. Raises QuambaError for an architecture without mixers
-    here.
+    and a single token goes through all of its blocks as one op where its architecture has one. Raises QuambaError for
+    an architecture without mixers here.
+
+    `prefill_rows`: tokens of all sequences that a prefill computes at once. Memory does not grow with the prompt then,
+    and the weights, read once for each chunk, are still a small part of the work.
     """
 
     def __init__(self, model: PreTrainedModel):
         try:
-            check_architecture(model)
+            architecture = check_architecture(model)
         except QuambaError as error:
             raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
-        mixers = [layer.mixer for layer in model.backbone.layers]
-        self._blocks: Mamba1Step | None = None
-        if all(isinstance(mixer, QuantModule) for mixer in mixers):
+        mixers = [slot.mixer for slot in mamba_slots(model)]
+        self._blocks: Callable | None = None  # all blocks as one op for a single token, where there is one
+        if all(isinstance(mixer, architecture.quant_mixer) for mixer in mixers):
             place_weights(model)
-            fused = isinstance(model.lm_head, QuantHead) and not model.lm_head.chunks
-            head = model.lm_head if fused else None
-            self._blocks = Mamba1Step(mixers, model.backbone.norm_f, head)
+            if architecture.step and not hybrid_of(model):
+                self._blocks = architecture.step(mixers, model.backbone.norm_f, model.lm_head)
         else:
             install_float_mixers(model)
-        self.model = model
+        self.model, self.prefill_rows = model, architecture.prefill_rows
         self.reset()
 
     def reset(self) -> None:
         """Forgets the sequences; the next ones may be of another number."""
         self._cache = DynamicCache(config=self.model.config)
         self._batch_size: int | None = None
+        self._length = 0  # tokens of each sequence: the positions of a hybrid's attention
 
     def prefill(self, input_ids: Tensor) -> Tensor:
         """Reads int64 [B, L], a prompt or what follows earlier tokens -> float32 logits [B, V] of the last position.
@@ -89,9 +89,21 @@ class Decoder:
     @torch.inference_mode()
     def _forward(self, input_ids: Tensor) -> Tensor:
         """int64 [B, L] -> float32 logits [B, V], a chunk of tokens after the other."""
-        for chunk in input_ids.split(max(1, PREFILL_ROWS // len(input_ids)), dim=1):
+        if hybrid_of(self.model):
+            return self._forward_hybrid(input_ids)
+        for chunk in input_ids.split(max(1, self.prefill_rows // len(input_ids)), dim=1):
             output = self.model.backbone(chunk, cache_params=self._cache, use_cache=True)
         return self._logits(output.last_hidden_state[:, -1])
+
+    def _forward_hybrid(self, input_ids: Tensor) -> Tensor:
+        """The same through the whole model, which knows what becomes of its hidden states and its logits."""
+        for chunk in input_ids.split(max(1, self.prefill_rows // len(input_ids)), dim=1):
+            end = self._length + chunk.shape[1]
+            positions = torch.arange(self._length, end, device=chunk.device)[None]  # [1, L]
+            states = {"past_key_values": self._cache, "use_cache": True}
+            logits = self.model(chunk, position_ids=positions, logits_to_keep=1, **states).logits  # [B, 1, V]
+            self._length = end
+        return logits[:, -1].float()
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The final norm's output [B, H] of the last position -> float32 logits [B, V]."""

@@ -1,6 +1,6 @@
 """What is quantized to what, as data: a scheme is a row of a table, never a class of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .errors import QuambaError
@@ -32,6 +32,8 @@ WEIGHTS = {
     4: TensorSpec(4, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),
     3: TensorSpec(3, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),  # stored as 4 bits
 }
+FLOAT_STATE_BITS = 32
+STATE_BITS = (8, FLOAT_STATE_BITS)  # of a cached SSM state: int8 with static scales, or float32
 FLOAT = TensorSpec(16, granularity="none")
 STATIC, DYNAMIC = TensorSpec(8), TensorSpec(8, granularity="per_token")
 ACTIVATIONS = {(8, False): STATIC, (8, True): DYNAMIC, (16, False): FLOAT}
@@ -108,6 +110,7 @@ def scheme_from_dict(fields: dict) -> Scheme:
 class QuantizationRecipe:
     """Everything that decides which modules a quantized model has: enough to build one without its tensors.
 
+    `scheme` is that of the blocks and, for its activations, of the head; `layers` that of each block where they differ.
     Raises QuambaError for bits that no table has, and for one table of two formats.
     """
 
@@ -118,9 +121,17 @@ class QuantizationRecipe:
     rotate_residual: bool = False
     multipliers: tuple[str, ...] = ()  # linear layers, by their name in a block, whose input has a vector (AWQ)
     lm_head_chunks: int = 0  # of the head's rows, where the input has a vector for each
+    layers: tuple[Scheme, ...] = ()  # of every decoder layer, where they differ
+    reordered: bool = False  # whether heads and channels of Mamba2 stand in another order, in groups with a scale each
+    state_bits: int = 32  # of Mamba2's cached SSM states: 8 (int8 with static scales) or 32 (float)
 
     def __post_init__(self):
         object.__setattr__(self, "multipliers", tuple(self.multipliers))  # JSON has lists
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.state_bits not in STATE_BITS:
+            raise QuambaError(f"SSM states have {' or '.join(map(str, STATE_BITS))} bits, not {self.state_bits!r}")
+        if self.state_bits == 8 and any(scheme.act == FLOAT for scheme in self.block_schemes):
+            raise QuambaError("SSM states of 8 bits need 8-bit activations in every layer: leave state_bits at 32")
         for bits in (self.embedding_bits, self.lm_head_bits):
             if bits is not None:
                 weight_spec(bits)
@@ -129,6 +140,36 @@ class QuantizationRecipe:
                 f"a table cannot serve an embedding of {self.embedding_bits} and a head of {self.lm_head_bits} bits"
             )
 
+    @property
+    def block_schemes(self) -> tuple[Scheme, ...]:
+        """Those that some decoder layer has, each once."""
+        return tuple(dict.fromkeys(self.layers)) or (self.scheme,)
+
+    @property
+    def head_act(self) -> TensorSpec:
+        """The format of the head's input: `scheme`'s where the head is quantized."""
+        return FLOAT if self.lm_head_bits is None else self.scheme.act
+
+    @property
+    def integer_acts(self) -> tuple[TensorSpec, ...]:
+        """The formats of the activations that are integers, of the decoder layers and of the head, each once."""
+        acts = dict.fromkeys([*(scheme.act for scheme in self.block_schemes), self.head_act])
+        return tuple(act for act in acts if act != FLOAT)
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether some are integers."""
+        return bool(self.integer_acts)
+
+    @property
+    def name(self) -> str:
+        """For logs and tables: `w4a8`, or `w4a8+w8a8` of layers that differ."""
+        return "+".join(sorted({scheme.name for scheme in self.block_schemes}))
+
+    def layer_scheme(self, layer_idx: int) -> Scheme:
+        """That of a decoder layer."""
+        return self.layers[layer_idx] if self.layers else self.scheme
+
     def table(self, bits: int) -> TensorSpec:
         """The format of an embedding or head of that many bits; 4-bit ones have the groups of the scheme's weights."""
         return self.scheme.weight if bits == self.scheme.weight.bits else weight_spec(bits)
@@ -136,11 +177,19 @@ class QuantizationRecipe:
     def describe(self) -> str:
         """For the terminal: `weights uint4 per group of 128, activations int8 per tensor, head int8 per channel`."""
         parts = [f"weights {self.scheme.weight.describe()}", f"activations {self.scheme.act.describe()}"]
+        if self.layers:
+            parts = [
+                f"{self.layers.count(s)} of {len(self.layers)} layers {s.name} (weights {s.weight.describe()}, "
+                f"activations {s.act.describe()})"
+                for s in self.block_schemes
+            ]
         tables = {"embedding": self.embedding_bits, "head": self.lm_head_bits}
         if self.tied_head:
             tables = {"one table for embedding and head": self.embedding_bits}
         parts += [f"{name} {self.table(bits).describe()}" for name, bits in tables.items() if bits is not None]
         parts += ["rotated residual"] if self.rotate_residual else []
+        parts += ["grouped heads"] if self.reordered else []
+        parts += ["int8 SSM states"] if self.state_bits == 8 else []
         return ", ".join(parts)
 
     def to_dict(self) -> dict:
@@ -154,7 +203,12 @@ class QuantizationRecipe:
         if set(fields) != names:
             odd = sorted(set(fields) ^ names)
             raise QuambaError(f"quantization_config does not fit this version: missing or unknown fields {odd}")
-        return cls(**{**fields, "scheme": scheme_from_dict(fields["scheme"])})
+        if not isinstance(fields["layers"], list | tuple):
+            raise QuambaError(
+                f"quantization_config has {fields['layers']!r} for the schemes of layers, which is no list"
+            )
+        layers = tuple(scheme_from_dict(scheme) for scheme in fields["layers"])
+        return cls(**{**fields, "scheme": scheme_from_dict(fields["scheme"]), "layers": layers})
 
 
 def create_recipe(
@@ -169,12 +223,17 @@ def create_recipe(
     lm_head_bits: int | None = None,
     untie: bool = False,
     rotate_residual: bool = False,
+    state_bits: int = 32,
+    reordered: bool = False,
+    layer_schemes: Sequence[str] = (),
 ) -> QuantizationRecipe:
     """What the arguments of `quamba.quantize` mean for a model; `tied`: its embedding and head are one tensor.
 
+    `layer_schemes`: the name of each decoder layer's scheme, none where all have `scheme`; then `group_size` and
+    `dynamic` hold for those, and for the head, that have a use for them.
     Raises QuambaError for values that there are not, and for arguments that would do nothing.
     """
-    block = get_scheme(scheme, group_size, dynamic)
+    block, layers = _schemes(scheme, layer_schemes, group_size, dynamic)
     for name, bits, asked in (
         ("embedding", embedding_bits, quantize_embedding),
         ("lm_head", lm_head_bits, quantize_lm_head),
@@ -195,4 +254,33 @@ def create_recipe(
         lm_head_bits=lm_head_bits,
         tied_head=tied and one_table and not untie and not rotate_residual,  # a rotation tells the two apart
         rotate_residual=rotate_residual,
+        state_bits=state_bits,
+        reordered=reordered,
+        layers=layers,
     )
+
+
+def _schemes(
+    name: str, layer_names: Sequence[str], group_size: int | None, dynamic: bool
+) -> tuple[Scheme, tuple[Scheme, ...]]:
+    """That of the blocks and the head, and those of layers that differ. Raises QuambaError as `create_recipe`."""
+    if isinstance(layer_names, str):
+        raise QuambaError(f"the schemes of layers are a list of names, one a layer, not {layer_names!r}")
+    if not layer_names:
+        return get_scheme(name, group_size, dynamic), ()
+    layers = tuple(fitting_scheme(layer, group_size, dynamic) for layer in layer_names)
+    if group_size is not None and all(layer.weight.group_size is None for layer in layers):
+        raise QuambaError(f"group_size {group_size} needs layers of 4 or 3-bit weights: all have a scale per channel")
+    if dynamic and all(layer.act == FLOAT for layer in layers):
+        raise QuambaError("dynamic scales are those of 8-bit activations: every layer leaves activations float")
+    return fitting_scheme(name, group_size, dynamic), layers
+
+
+def fitting_scheme(name: str, group_size: int | None, dynamic: bool) -> Scheme:
+    """The scheme of that name with what it has a use for: a group size below 8 bits, scales per token of integers.
+
+    Raises QuambaError for a scheme and a group size that there are not.
+    """
+    plain = get_scheme(name)
+    grouped = plain.weight.granularity == "per_group"
+    return get_scheme(name, group_size if grouped else None, dynamic and plain.act != FLOAT)

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+from .architectures import BLOCK_TAPS
 from .convert import HEAD_TAP
 from .errors import QuambaError
-from .nn.mamba1 import PER_TOKEN_TAPS, TAPS
+from .nn.taps import PER_TOKEN_TAPS, STATE_TAP
 from .observer import Observer, create_observer, observer_names
 
-EVERY_TAP = (*TAPS, HEAD_TAP)
+EVERY_TAP = (*BLOCK_TAPS, STATE_TAP, HEAD_TAP)
 DYNAMIC_TAPS = (*PER_TOKEN_TAPS, HEAD_TAP)
 # The observer of every tap that the user names none for. Where another than min-max stands it lowers the error of the
-# tap by 14 % or more and does not raise the perplexity; docs/observer-study.md has the figures.
+# tap by 14 % or more and does not raise the perplexity (of Mamba; docs/observer-study.md has the figures). Mamba2's
+# B_in and C_in are inputs of the convolution as conv_in is.
 DEFAULT_OBSERVERS = {
     "in": "percentile",
     "conv_in": "percentile",
@@ -20,6 +22,9 @@ DEFAULT_OBSERVERS = {
     "B": "minmax",
     "C": "minmax",
     "out": "mse",
+    "B_in": "percentile",
+    "C_in": "percentile",
+    STATE_TAP: "minmax",
     HEAD_TAP: "minmax",
 }
 OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with outliers (Quamba, section 4)
@@ -28,17 +33,25 @@ OBSERVED_TAP = "x"  # the tap that a bare observer name speaks of: the one with 
 def check_tap(tap: str, known: Sequence[str] = EVERY_TAP) -> None:
     """Raises QuambaError for a tap that is not among those `known`."""
     if tap not in known:
-        raise QuambaError(f"unknown tap {tap!r}: choose of {', '.join(known)}")
+        what = "this model has no tap" if tap in EVERY_TAP else "unknown tap"
+        raise QuambaError(f"{what} {tap!r}: choose of {', '.join(known)}")
 
 
-def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True, dynamic: bool = False) -> dict[str, str]:
+def parse_observers(
+    spec: str | Mapping[str, str] | None,
+    head: bool = True,
+    dynamic: bool = False,
+    taps: Sequence[str] = BLOCK_TAPS,
+) -> dict[str, str]:
     """Tap -> observer name. `mse` speaks of tap x; `all=mse` of every tap; `x=mse,out=percentile` of those named.
 
     A tap's own name goes before `all`, wherever it stands; taps that are not named keep DEFAULT_OBSERVERS, all of them
     where `spec` is None. `head`: whether the head is quantized, so that tap head_in may be named; `dynamic`: whether
-    the taps that can have a scale per token do, so that they need no observer. Raises QuambaError on an unknown tap or
-    observer, on a tap that is named twice, and on one that has no observer.
+    the taps that can have a scale per token do, so that they need no observer; `taps`: those of the model's blocks,
+    those of all known blocks as long as there is no model. Raises QuambaError on a tap that is not among them or an
+    unknown observer, on a tap that is named twice, and on one that has no observer.
     """
+    taps = (*taps, HEAD_TAP)
     if spec is None:
         pairs = []
     elif isinstance(spec, str):
@@ -49,7 +62,7 @@ def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True, dyn
         raise QuambaError(f"observer must be a name or a mapping of taps to names, not {spec!r}")
     named = [tap for tap, _ in pairs]
     for tap, name in pairs:
-        check_tap(tap, (*EVERY_TAP, "all"))
+        check_tap(tap, (*taps, "all"))
         if name not in observer_names():
             raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
         if tap == HEAD_TAP and not head:
@@ -62,9 +75,16 @@ def parse_observers(spec: str | Mapping[str, str] | None, head: bool = True, dyn
     if twice := [tap for tap in named if named.count(tap) > 1]:
         raise QuambaError(f"tap {twice[0]!r} is given more than one observer in {spec!r}: name one")
     own = dict(pairs)
-    defaults = dict.fromkeys(EVERY_TAP, own.pop("all")) if "all" in own else DEFAULT_OBSERVERS
+    defaults = DEFAULT_OBSERVERS
+    if "all" in own:
+        defaults = dict.fromkeys(taps, own.pop("all")) | {STATE_TAP: DEFAULT_OBSERVERS[STATE_TAP]}
+    if own.get(STATE_TAP, DEFAULT_OBSERVERS[STATE_TAP]) != DEFAULT_OBSERVERS[STATE_TAP]:
+        raise QuambaError(
+            f"tap {STATE_TAP} has a scale for every channel, for which {DEFAULT_OBSERVERS[STATE_TAP]} alone is small "
+            f"enough: drop {STATE_TAP}={own[STATE_TAP]}"
+        )
     unwatched = {*(DYNAMIC_TAPS if dynamic else ()), *(() if head else (HEAD_TAP,))}
-    return {tap: own.get(tap, defaults[tap]) for tap in EVERY_TAP if tap not in unwatched}
+    return {tap: own.get(tap, defaults[tap]) for tap in taps if tap not in unwatched}
 
 
 def create_tap_observer(name: str, n_bits: int, options: Mapping) -> Observer:

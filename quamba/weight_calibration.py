@@ -9,7 +9,7 @@ Dims: C windows, B of them at a time, L tokens, H hidden, I in features of a lin
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,7 +56,7 @@ class RoundedModel:
 def round_weights(
     model: PreTrainedModel,
     windows: Tensor,
-    spec: TensorSpec,
+    spec: TensorSpec | Sequence[TensorSpec],
     method: WeightMethod,
     *,
     float_activations: bool,
@@ -67,10 +67,10 @@ def round_weights(
 ) -> RoundedModel:
     """The integers of a float model's linear layers, and that model with the weights that they stand for.
 
-    windows: int64 [C, L], calibration text. spec: the format of the weights of the decoder layers; head: that of the
-    head's, None where it stays as it is. float_activations: whether the model will run with float activations. folder:
-    where finished batches of layers are kept and found again. The model is changed
-    in place: each weight becomes what its integers mean, in its own dtype.
+    windows: int64 [C, L], calibration text. spec: the format of the weights of the decoder layers, one for all or one
+    for each; head: that of the head's, None where it stays as it is. float_activations: whether the model will run with
+    float activations. folder: where finished batches of layers are kept and found again. The model is changed in place:
+    each weight becomes what its integers mean, in its own dtype.
     Raises QuambaError naming the layer whose input is unfit (NaN, infinity) or whose second moment has no inverse.
     """
     start = time.perf_counter()
@@ -79,6 +79,7 @@ def round_weights(
     reset_peak_memory()
     stack = LayerStack(model, windows[0])
     sites = find_sites(model, windows[0], float_activations)
+    grids = [Grid.of(spec)] * len(sites) if isinstance(spec, TensorSpec) else [Grid.of(each) for each in spec]
     result = RoundedModel(vectors=vector_names(sites, method), tokens=windows.numel())
     batches = windows.split(batch_size)
     left = folder.restore() if folder else None
@@ -86,13 +87,13 @@ def round_weights(
         hidden = [stack.embed(batch) for batch in batches]  # [B, L, H] each
     else:
         result.layers, result.reports, hidden = left
-        for layer, rounded in zip(stack.layers, result.layers, strict=False):
-            _set_weights(layer, rounded, spec.group_size)
+        for layer, rounded, grid in zip(stack.layers, result.layers, grids, strict=False):
+            _set_weights(layer, rounded, grid.group_size)
     with tqdm(total=len(sites), initial=len(result.layers), desc="Weights", unit="layer", disable=not progress) as bar:
         while len(result.layers) < len(sites):
             first = len(result.layers)
             chosen = range(first, min(first + method.layer_batch_size, len(sites)))
-            _round_batch(stack, chosen, sites, hidden, Grid.of(spec), method, result, bar)
+            _round_batch(stack, chosen, sites, hidden, grids, method, result, bar)
             if folder:
                 folder.keep(result.layers, result.reports, hidden, first)
     if head is not None:
@@ -107,7 +108,7 @@ def _round_batch(
     chosen: range,
     sites: list[list[Site]],
     hidden: list[Tensor],
-    grid: Grid,
+    grids: list[Grid],
     method: WeightMethod,
     result: RoundedModel,
     bar: tqdm,
@@ -120,7 +121,7 @@ def _round_batch(
         for site in sites[index]:
             name = f"layers.{index}.{site.name}"
             try:
-                integers, report = _round_site(layer, site, seen.pop((index, site)), grid, method)
+                integers, report = _round_site(layer, site, seen.pop((index, site)), grids[index], method)
             except QuambaError as error:
                 raise QuambaError(f"{name}: {error}") from error
             rounded |= integers

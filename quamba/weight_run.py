@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import QuambaError
-from .nn.mamba1 import Mamba1Mixer
-from .scheme import FLOAT, QuantizationRecipe, TensorSpec
+from .mamba_slots import mamba_slots
+from .scheme import QuantizationRecipe, TensorSpec
 from .weight_calibration import Layer, RoundedModel, round_weights
 from .weight_resume import ResumeFolder
 from .weights.method import WeightMethod, effective_weight
@@ -35,12 +35,11 @@ class WeightRun:
         """What decides the integers, beside the model: plain data."""
         windows = self.windows.cpu().to(torch.int64).contiguous()
         digest = hashlib.sha256(windows.numpy()).hexdigest()
-        act = self.recipe.scheme.act
         return {
             "method": asdict(self.method),
-            "weights": asdict(self.recipe.scheme.weight),
+            "weights": [asdict(scheme.weight) for scheme in self.recipe.layers or (self.recipe.scheme,)],
             "head": asdict(self.head) if self.head else None,
-            "float activations": act == FLOAT,
+            "float activations": not self.recipe.quantizes_activations,
             "rotated residual": self.recipe.rotate_residual,
             "calibration text": [list(windows.shape), digest],
             "batch size": self.batch_size,
@@ -66,13 +65,12 @@ class WeightRun:
 
     def run(self, model: PreTrainedModel, progress: bool) -> RoundedModel:
         """The integers of a transformed model, whose weights become what they stand for."""
-        act = self.recipe.scheme.act
         return round_weights(
             model,
             self.windows,
-            self.recipe.scheme.weight,
+            [scheme.weight for scheme in self.recipe.layers] or self.recipe.scheme.weight,
             self.method,
-            float_activations=act == FLOAT,
+            float_activations=not self.recipe.quantizes_activations,
             head=self.head,
             batch_size=self.batch_size,
             folder=self.folder,
@@ -81,23 +79,25 @@ class WeightRun:
 
 
 @torch.no_grad()
-def expect_vectors(model: PreTrainedModel, layers: Sequence[Layer], group_size: int | None) -> None:
-    """Gives the activations of a float Mamba the vectors that its weights were rounded for, before a calibration.
+def expect_vectors(model: PreTrainedModel, layers: Sequence[Layer], recipe: QuantizationRecipe) -> None:
+    """Gives the activations of a float model's Mamba blocks the vectors that their weights were rounded for, before a
+    calibration.
 
-    in_proj's goes into the norm, whose weight is ones; out_proj's behind the Hadamard rotation. x_proj and dt_proj have
-    none with int8 activations. Logits stay. Raises QuambaError for a vector elsewhere.
+    in_proj's goes into the norm, whose weight is ones; out_proj's behind the Hadamard rotation. Other linear layers of
+    a block have none with int8 activations. Logits stay. Raises QuambaError for a vector elsewhere.
     """
-    for index, (layer, rounded) in enumerate(zip(model.base_model.layers, layers, strict=True)):
-        mixer: Mamba1Mixer = layer.mixer
-        for name, integers in rounded.items():
-            if integers.input_scales is None:
+    for slot in mamba_slots(model):
+        group_size = recipe.layer_scheme(slot.index).weight.group_size
+        for name, integers in layers[slot.index].items():
+            within = slot.within(name)
+            if within is None or integers.input_scales is None:
                 continue
             inverse = integers.input_scales.reciprocal()
-            if name == "mixer.in_proj":
-                layer.norm.weight.copy_(inverse)
-            elif name == "mixer.out_proj":
-                mixer.out_multiplier = inverse
+            if within == "in_proj":
+                slot.norm.weight.copy_(inverse)
+            elif within == "out_proj":
+                slot.mixer.out_multiplier = inverse
             else:
-                raise QuambaError(f"layers.{index}.{name} has an int8 input with one scale, which takes no vector")
-            weight = layer.get_submodule(name).weight
+                raise QuambaError(f"layers.{slot.index}.{name} has an int8 input with one scale, which takes no vector")
+            weight = slot.mixer.get_submodule(within).weight
             weight.copy_(effective_weight(integers, group_size) * integers.input_scales)

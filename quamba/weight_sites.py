@@ -1,7 +1,7 @@
 """Which linear layers the weight path quantizes, in groups that share an input: one AWQ vector, one set of statistics.
 
-The mixers of this package are known; in any other decoder layer every nn.Linear is found, and those that are called
-with the same tensor share it.
+Those of this package's mixers are known; of all others every nn.Linear of a decoder layer is found, and those that are
+called with the same tensor share it.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .architectures import Architecture, architecture_of
 from .errors import QuambaError
 from .layer_stack import decoder_layers, pre_hooks
-from .nn.mamba1 import Mamba1Mixer
+from .mamba_slots import MambaSlot, mamba_slots
+from .nn.taps import PER_TOKEN_TAPS
 
 # class of the model -> norm -> the linear layers that together are all that reads it: their vector goes into its weight
 _LLAMA = {
@@ -45,16 +47,20 @@ class Site:
         return "+".join([first, *(name.rsplit(".", 1)[-1] for name in others)])
 
 
-def mamba1_sites(float_activations: bool) -> list[Site]:
-    """Those of a block with this package's mixer.
+def mixer_sites(architecture: Architecture, name: str, float_activations: bool) -> list[Site]:
+    """Those of this package's mixer, which has that name within its layer.
 
-    The int8 inputs of x_proj and dt_proj have one static scale each, which serves the scan too: they take no vector.
+    An int8 input with a static scale that serves others than linear layers too (of Mamba's x_proj and dt_proj) takes no
+    vector.
     """
     return [
-        Site(("mixer.in_proj",), "mixer.taps.in", of_output=True),
-        Site(("mixer.x_proj",), "mixer.taps.x", of_output=True, scalable=float_activations),
-        Site(("mixer.dt_proj",), "mixer.taps.dt_rank", of_output=True, scalable=float_activations),
-        Site(("mixer.out_proj",), "mixer.taps.out", of_output=True),
+        Site(
+            (f"{name}.{linear}",),
+            f"{name}.taps.{tap}",
+            of_output=True,
+            scalable=float_activations or tap in PER_TOKEN_TAPS,
+        )
+        for linear, tap in architecture.inputs.items()
     ]
 
 
@@ -63,32 +69,52 @@ def find_sites(model: PreTrainedModel, probe: Tensor, float_activations: bool) -
 
     Raises QuambaError for a layer without linear layers, and for a linear layer that the probe does not reach.
     """
-    layers = decoder_layers(model)
-    if all(isinstance(getattr(layer, "mixer", None), Mamba1Mixer) for layer in layers):
-        return [mamba1_sites(float_activations) for _ in layers]
+    layers, slots = decoder_layers(model), _own_mixers(model)
+    linears = [_linears_beside(layer, slots.get(index)) for index, layer in enumerate(layers)]
+    inputs = _linear_inputs(model, [module for layer in linears for module in layer.values()], probe)
     readers = NORM_READERS.get(type(model).__name__, {})
-    inputs = _linear_inputs(model, layers, probe)
-    return [_sites_of(layer, index, inputs, readers) for index, layer in enumerate(layers)]
+    sites = []
+    for index, layer in enumerate(layers):
+        found = _sites_of(linears[index], index, inputs, readers)
+        if slot := slots.get(index):
+            found = mixer_sites(architecture_of(model), slot.mixer_name, float_activations) + found
+        if not found:
+            raise QuambaError(f"layer {index}, a {type(layer).__name__}, has no linear layers to quantize")
+        sites.append(found)
+    return sites
 
 
-def _linear_inputs(model: PreTrainedModel, layers: nn.ModuleList, probe: Tensor) -> dict[nn.Module, Tensor]:
+def _own_mixers(model: PreTrainedModel) -> dict[int, MambaSlot]:
+    """Layer index -> where a float mixer of this package is."""
+    architecture = architecture_of(model)
+    if architecture is None:
+        return {}
+    return {slot.index: slot for slot in mamba_slots(model) if isinstance(slot.mixer, architecture.float_mixer)}
+
+
+def _linears_beside(layer: nn.Module, slot: MambaSlot | None) -> dict[str, nn.Linear]:
+    """The linear layers of a decoder layer by name, without those of its Mamba slot's mixer."""
+    linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    return {name: linear for name, linear in linears.items() if slot is None or slot.within(name) is None}
+
+
+def _linear_inputs(model: PreTrainedModel, linears: list[nn.Linear], probe: Tensor) -> dict[nn.Module, Tensor]:
     """Linear layer -> the tensor that it was called with; kept alive, so that identity tells tensors apart."""
     inputs: dict[nn.Module, Tensor] = {}
+    if not linears:
+        return inputs
 
     def record(linear: nn.Module, args: tuple, kwargs: dict) -> None:
         inputs[linear] = args[0] if args else kwargs["input"]
 
-    linears = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
     with pre_hooks(linears, record), torch.no_grad():
         model.base_model(probe[None], use_cache=False)
     return inputs
 
 
-def _sites_of(layer: nn.Module, index: int, inputs: dict[nn.Module, Tensor], readers: dict) -> list[Site]:
+def _sites_of(linears: dict[str, nn.Linear], index: int, inputs: dict[nn.Module, Tensor], readers: dict) -> list[Site]:
     groups: list[tuple[Tensor, list[str]]] = []
-    for name, module in layer.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
+    for name, module in linears.items():
         if module not in inputs:
             raise QuambaError(
                 f"layers.{index}.{name} was not reached by the calibration text: experts are not supported"
@@ -97,8 +123,6 @@ def _sites_of(layer: nn.Module, index: int, inputs: dict[nn.Module, Tensor], rea
         if group is None:
             groups.append((inputs[module], group := []))
         group.append(name)
-    if not groups:
-        raise QuambaError(f"layer {index}, a {type(layer).__name__}, has no linear layers to quantize")
     norms = {frozenset(names): norm for norm, names in readers.items()}
     return [Site(tuple(names), names[0], of_output=False, norm=norms.get(frozenset(names))) for _, names in groups]
 

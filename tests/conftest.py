@@ -12,7 +12,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from quamba import plugins, registry
 
@@ -33,15 +40,44 @@ def tiny_mamba() -> Callable[..., MambaForCausalLM]:
     def build(seed: int = 0, **options) -> MambaForCausalLM:
         sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 3}
         torch.manual_seed(seed)
-        model = MambaForCausalLM(MambaConfig(**sizes | options)).eval().requires_grad_(False)
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith("bias") and "dt_proj" not in name:
-                parameter.normal_(std=0.2)
+        return _randomized(MambaForCausalLM(MambaConfig(**sizes | options)))
+
+    return build
+
+
+@pytest.fixture
+def tiny_mamba2() -> Callable[..., Mamba2ForCausalLM]:
+    """The same for Mamba2: 4 heads in 2 groups, of as many channels as hidden_size and expand leave for each."""
+
+    def build(seed: int = 0, **options) -> Mamba2ForCausalLM:
+        sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4}
+        sizes |= {"n_groups": 2, "chunk_size": 4, "expand": 2, "tie_word_embeddings": True}
+        sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0) | options  # as Mamba's are
+        head_dim = sizes["hidden_size"] * sizes["expand"] // sizes["num_heads"]
+        torch.manual_seed(seed)
+        model = _randomized(Mamba2ForCausalLM(Mamba2Config(**{"head_dim": head_dim} | sizes)))
+        for layer in model.backbone.layers:  # states that are neither forgotten at once nor summed up forever
+            layer.mixer.dt_bias.uniform_(-3, 1)
+            layer.mixer.A_log.uniform_(-2, 1)
         return model
 
     return build
+
+
+@pytest.fixture(params=["mamba", "mamba2"])
+def tiny_ssm(request) -> Callable[..., PreTrainedModel]:
+    """`tiny_mamba` and `tiny_mamba2` in turn, for what holds for both."""
+    return request.getfixturevalue({"mamba": "tiny_mamba", "mamba2": "tiny_mamba2"}[request.param])
+
+
+def _randomized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model for inference, its norms and biases random too."""
+    for name, parameter in model.eval().requires_grad_(False).named_parameters():
+        if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith(".bias") and "dt_proj" not in name:
+            parameter.normal_(std=0.2)
+    return model
 
 
 @pytest.fixture

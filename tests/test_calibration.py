@@ -7,12 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from quamba import calibration, numerics
+from quamba import calibration, numerics, tap_watch
 from quamba.activations import ActivationRecorder, open_activations
 from quamba.calibration import (
     CalibrationResult,
     CalibrationText,
-    Calibrator,
     calibrate,
     check_windows,
     default_text,
@@ -24,6 +23,7 @@ from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observer import Observer, create_observer, observer_names, register_observer
 from quamba.tap_observers import DEFAULT_OBSERVERS, parse_observers
+from quamba.tap_watch import Calibrator
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 
@@ -211,7 +211,7 @@ def test_saturation_and_sqnr_are_those_of_the_quantized_values(model, windows, n
 
 def test_every_channel_is_in_the_sample_that_saturation_is_measured_on(model, monkeypatch):
     """A stride of 16 through 64 channels would see four of them, and miss the outlier channel."""
-    monkeypatch.setattr(calibration, "DIAGNOSTIC_SAMPLE", 64 * 64)
+    monkeypatch.setattr(tap_watch, "DIAGNOSTIC_SAMPLE", 64 * 64)
     model.backbone.layers[0].mixer.conv1d.weight[5] *= 1000
     windows = torch.randint(0, 60, (4, 256), generator=torch.Generator().manual_seed(2))  # x: 2**16 values
     options = {"outlier_aware": {"normal_ratio": 0.9}}
@@ -292,8 +292,11 @@ def damaged(fields: dict) -> dict:
     """Name -> content of a file that is no calibration result."""
     taps = fields["taps"]
 
+    def with_tap(**changes):
+        return json.dumps(fields | {"taps": taps | {"layers.0.x": taps["layers.0.x"] | changes}}).encode()
+
     def with_scale(scale):
-        return json.dumps(fields | {"taps": taps | {"layers.0.x": taps["layers.0.x"] | {"scale": scale}}}).encode()
+        return with_tap(scale=scale)
 
     return {
         "empty": b"",
@@ -307,7 +310,17 @@ def damaged(fields: dict) -> dict:
         "scale NaN": with_scale(math.nan),
         "scale negative": with_scale(-1.0),
         "scale text": with_scale("1"),
-        "scale list": with_scale([1.0]),
+        "no scales": with_scale([]),
+        "one of the scales negative": with_scale([1.0, -1.0]),
+        "groups of other scales": with_tap(scale=[1.0, 2.0], group_id=[0, 1, 2]),
+        "groups that are left out": with_tap(scale=[1.0, 2.0], group_id=[0, 0, 0]),
+        "groups that are no rectangle": with_tap(scale=[1.0, 2.0], group_id=[[0, 1], [1]]),
+        "groups by name": with_tap(scale=[1.0, 2.0], group_id="best"),
+        "no orders": json.dumps(fields | {"orders": [1]}).encode(),
+        "an order of no layer": json.dumps(fields | {"orders": {"first": {}}}).encode(),
+        "an order that is none": json.dumps(
+            fields | {"orders": {"0": {"head_order": [0, 0], "channel_order": [[0], [0]], "group_id": [[0], [1]]}}}
+        ).encode(),
     }
 
 
@@ -357,11 +370,11 @@ def test_a_result_fits_its_own_observers_only(model, windows):
     options = {"mse": {"percentile_alpha": 0.9}}
     result, taps = run(model, windows, "mse", options=options), set(tap_modules(model, head=False))
     fingerprint = model_fingerprint(model)
-    result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False), options)
+    result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False, taps=TAPS), options)
     with pytest.raises(QuambaError, match="observer 'mse' at tap x, not 'percentile'"):
-        result.check_fits(fingerprint, taps, 8, parse_observers("percentile", head=False), options)
+        result.check_fits(fingerprint, taps, 8, parse_observers("percentile", head=False, taps=TAPS), options)
     with pytest.raises(QuambaError, match="observer options"):
-        result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False), {})
+        result.check_fits(fingerprint, taps, 8, parse_observers("mse", head=False, taps=TAPS), {})
 
 
 def test_the_fingerprint_is_that_of_the_values(tiny_mamba):

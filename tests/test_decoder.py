@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import quamba
 from quamba import QuambaError
+from quamba.architectures import architecture_of
 from quamba.decoder import Decoder
+from quamba.nn.embedding import QuantHead
 
 
 def quantized(model):
@@ -16,8 +18,8 @@ def quantized(model):
 
 
 @pytest.fixture(params=["float", "quantized"])
-def model(tiny_mamba, request):
-    return quantized(tiny_mamba()) if request.param == "quantized" else tiny_mamba()
+def model(tiny_ssm, request):
+    return quantized(tiny_ssm()) if request.param == "quantized" else tiny_ssm()
 
 
 @torch.inference_mode()
@@ -26,15 +28,19 @@ def last_logits(model, ids) -> torch.Tensor:
     return model(ids, use_cache=False).logits[:, -1]
 
 
-def assert_same(actual, expected) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+def assert_same(actual, expected, model) -> None:
+    """Up to the order of sums: Mamba2's scan has one of its own for each length, and int8 values may tip over."""
+    if isinstance(model.lm_head, QuantHead) and model.config.model_type == "mamba2":
+        assert (actual - expected).norm() < 2e-2 * expected.norm()
+    else:
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_step_gives_the_logits_of_the_whole_sequence(model, tokens):
     decoder = Decoder(model)
     for length in range(1, tokens.shape[1] + 1):
         logits = decoder.prefill(tokens[:, :1]) if length == 1 else decoder.step(tokens[:, length - 1])
-        assert_same(logits, last_logits(model, tokens[:, :length]))
+        assert_same(logits, last_logits(model, tokens[:, :length]), model)
     assert logits.dtype == torch.float32
     assert logits.shape == (2, model.config.vocab_size)
 
@@ -45,17 +51,18 @@ def test_a_prompt_may_come_in_parts_of_any_length(model, tokens, cuts):
     decoder, expected = Decoder(model), last_logits(model, tokens)
     for start, end in zip((0, *cuts), (*cuts, 13), strict=True):
         logits = decoder.prefill(tokens[:, start:end])
-    assert_same(logits, expected)
+    assert_same(logits, expected, model)
 
 
-def test_a_long_prompt_is_read_in_chunks_that_change_nothing(tiny_mamba, monkeypatch):
+def test_a_long_prompt_is_read_in_chunks_that_change_nothing(tiny_mamba):
     """Of two sequences, so that a chunk is half as many tokens; 13 is no multiple of it."""
     model, tokens = quantized(tiny_mamba()), torch.randint(0, 60, (2, 13))
     expected = Decoder(model).prefill(tokens)
     chunks = []
     hook = model.backbone.register_forward_pre_hook(lambda _, inputs: chunks.append(tuple(inputs[0].shape)))
-    monkeypatch.setattr("quamba.decoder.PREFILL_ROWS", 10)
-    assert torch.equal(Decoder(model).prefill(tokens), expected)
+    decoder = Decoder(model)
+    decoder.prefill_rows = 10
+    assert torch.equal(decoder.prefill(tokens), expected)
     hook.remove()
     assert chunks == [(2, 5), (2, 5), (2, 3)]
 
@@ -69,8 +76,9 @@ def test_only_the_last_position_goes_through_the_head(model, tokens):
     decoder.prefill(tokens)
     decoder.step(tokens[:, 0])
     hook.remove()
-    # one row for each sequence; a quantized step computes the head in its own op
-    assert rows == ([2, 2] if isinstance(model.lm_head, torch.nn.Linear) else [2])
+    # one row for each sequence; where all blocks are one op, a quantized step computes the head in it too
+    fused = isinstance(model.lm_head, QuantHead) and architecture_of(model).step
+    assert rows == ([2] if fused else [2, 2])
 
 
 def test_reset_forgets_the_sequences_and_their_number(model, tokens):
@@ -78,13 +86,13 @@ def test_reset_forgets_the_sequences_and_their_number(model, tokens):
     expected = decoder.prefill(tokens)
     decoder.step(tokens[:, 0])
     decoder.reset()
-    assert_same(decoder.prefill(tokens[:1]), expected[:1])
+    assert_same(decoder.prefill(tokens[:1]), expected[:1], model)
 
 
 def test_two_decoders_of_a_model_keep_apart(model, tokens):
     one, other = Decoder(model), Decoder(model)
     one.prefill(tokens)
-    assert_same(other.prefill(tokens), last_logits(model, tokens))
+    assert_same(other.prefill(tokens), last_logits(model, tokens), model)
 
 
 def test_no_gradients_are_asked_of_the_ops(tiny_mamba, tokens):
@@ -129,9 +137,9 @@ SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
     "build",
     [
         lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=16, num_attention_heads=2)),
-        lambda: Mamba2ForCausalLM(Mamba2Config(**SIZES, num_heads=2, head_dim=16, state_size=4, n_groups=1)),
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, intermediate_size=16, num_attention_heads=2)),
     ],
-    ids=["llama", "mamba2"],
+    ids=["llama", "qwen2"],
 )
 def test_an_architecture_without_mixers_here_is_refused(build):
     model = build()

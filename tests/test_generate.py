@@ -48,6 +48,20 @@ def test_greedy_tokens_are_those_of_transformers(model, tiny_tokenizer, penalty)
     assert len(set(done.token_ids)) > 2  # a model that says one word again and again would show little
 
 
+@pytest.mark.parametrize("scheme", [None, "w8a8", "w4a16"])
+def test_so_are_those_of_a_mamba2(tiny_mamba2, tiny_tokenizer, scheme):
+    model = tiny_mamba2(seed=1, vocab_size=50, eos_token_id=49, tie_word_embeddings=False)
+    if scheme:
+        windows = torch.randint(0, 50, (4, 16), generator=torch.Generator().manual_seed(5))
+        text = {"weight_text": windows} if scheme == "w4a16" else {"calibration": windows}
+        quamba.quantize(model, None, scheme, **text, progress=False)
+    ids = torch.tensor([encode_prompt(tiny_tokenizer, PROMPT)])
+    expected = model.generate(ids, do_sample=False, max_new_tokens=24, repetition_penalty=1.3)
+    _, done = complete(model, tiny_tokenizer, max_new_tokens=24, sampling=SamplingOptions(repetition_penalty=1.3))
+    assert list(done.token_ids) == expected[0, ids.shape[1] :].tolist()
+    assert len(set(done.token_ids)) > 2
+
+
 def test_the_text_of_the_pieces_is_that_of_the_tokens(model, tiny_tokenizer):
     pieces, done = complete(model, tiny_tokenizer, max_new_tokens=9)
     prompt_ids = encode_prompt(tiny_tokenizer, PROMPT)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quamba import numerics
 from quamba.errors import QuambaError
 from quamba.grouped_observer import (
     CachedStatesCrossHeadMinmaxObserver,
@@ -11,9 +12,10 @@ from quamba.grouped_observer import (
     cross_head_group_id,
     expand_to_channels,
 )
-from quamba.observer import create_observer
+from quamba.observer import Observer, create_observer, observer_names, register_observer
+from quamba.transforms import cluster_channels
 
-STATISTICS = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
+STATISTICS = observer_names()  # every one that is registered works per group
 HEADS, HEAD_DIM, D_STATE = 4, 6, 5
 GROUP_ID = torch.tensor([[0, 2, 1, 0, 1, 2], [3, 3, 4, 4, 5, 5], [2, 1, 0, 0, 1, 2], [5, 4, 3, 3, 4, 5]])
 
@@ -136,6 +138,79 @@ def test_the_statistic_takes_arguments():
     scale, _ = observer.get_quantization_parameters()
     groups = x.unflatten(-1, (HEADS, -1)).movedim(-2, 0).flatten(1).abs()
     torch.testing.assert_close(scale, groups.quantile(0.9, dim=1) / 120, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("statistic", ["minmax", "percentile"])
+def test_a_ratio_of_the_statistic_clips_every_group(statistic):
+    x, scales = new_batch("ssd"), []
+    for ratio in (1.0, 0.5):
+        observer = new_observer("ssd", statistic=statistic, statistic_args={"clip_ratio": ratio})
+        observer.update(x)
+        scales.append(observer.get_quantization_parameters()[0])
+    torch.testing.assert_close(scales[1], scales[0] / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_observer_of_the_users_own_works_per_group(kind):
+    @register_observer("six_sigma")
+    class SixSigma(Observer):
+        def __init__(self, n_bits=8, clip_ratio=1.0, sym=True):
+            super().__init__(n_bits, clip_ratio, sym)
+            self.squares = 0.0
+
+        def _update(self, x):
+            self.squares += float(x.float().square().sum(dtype=torch.float64))
+
+        def _merge(self, other):
+            self.squares += other.squares
+
+        def _parameters(self):
+            return self.range_parameters(0.0, 6 * (self.squares / self.count) ** 0.5)
+
+    x = new_batch(kind)
+    observer = new_observer(kind, statistic="six_sigma")
+    observer.update(x)
+    sigma = torch.stack([values_of_group(kind, x, group).square().mean().sqrt() for group in range(KINDS[kind])])
+    torch.testing.assert_close(observer.get_quantization_parameters()[0], 6 * sigma / 127)
+
+
+def test_every_group_chooses_its_own_percentile():
+    """Quamba: one outlier-aware scale. Quamba2: of four percentiles, each group takes the one that suits its values."""
+    normal = torch.randn(4000, 2)
+    x = torch.stack([normal[:, 0], normal[:, 1] ** 3], dim=1)  # light tails and heavy ones, at 3 bits
+    observer = CrossHeadMinmaxObserver(n_bits=3, group_id=torch.arange(2), statistic="outlier_aware_adaptive")
+    observer.update(x)
+    scale, _ = observer.get_quantization_parameters()
+    ratios = torch.tensor([0.95, 0.97, 0.99, 0.995])
+    candidates = x.abs().quantile(ratios, dim=0) / ratios[:, None] / 3  # [ratios, groups]
+    distance, chosen = (scale / candidates - 1).abs().min(dim=0)
+    assert (distance < 1e-3).all()
+    assert ratios[chosen].tolist() == pytest.approx([0.95, 0.995])
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("kind", ["cross_head", "states"])
+def test_the_groups_of_sort_and_cluster_lose_less_than_one_scale(kind, statistic):
+    size = torch.rand(8, 16) ** 3 + 0.01  # [S, P]
+    values = torch.randn(50, 8, 16) * size
+    order = cluster_channels(values.abs().amax(0), n_groups=2, head_groups=2, channel_groups=3)
+    values = values.flatten(1)[:, order.permutation()].view(50, 8, 16)
+    if kind == "cross_head":
+        x, grouped = values.flatten(1), CrossHeadMinmaxObserver(group_id=order.group_id, statistic=statistic)
+    else:
+        x, grouped = (
+            values[..., None],
+            CachedStatesCrossHeadMinmaxObserver(group_id=order.group_id, statistic=statistic),
+        )
+    single = create_observer(statistic)
+    errors = []
+    for observer in (single, grouped):
+        observer.update(x)
+        scale, _ = observer.get_quantization_parameters()
+        scale = scale if scale.dim() == 0 else expand_to_channels(scale, order.group_id)  # [] or [S, P]
+        errors.append((numerics.dequantize(numerics.quantize(values, scale), scale) - values).square().mean())
+    assert errors[1] < 0.5 * errors[0]
+    assert len(grouped.get_quantization_parameters()[0]) == order.groups == 2 * 2 * 3
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch
 import main
 import quamba
 from quamba.activations import open_activations
+from quamba.architectures import ARCHITECTURES
 from quamba.calibration import CalibrationResult
 from quamba.checkpoint import recipe_of
-from quamba.data import load_text, text_sha256
-from quamba.nn.mamba1 import TAPS
+from quamba.data import EMBEDDED_MODELS, load_text, text_sha256
 from quamba.study.result_log import read_logs
 from quamba.tap_observers import DEFAULT_OBSERVERS
 
@@ -63,20 +63,20 @@ def read_log(name: str, folder: str | Path = "logs") -> dict:
 # --- the demonstration ---
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """One run of the command that the README opens with, on little data: (folder, exit status)."""
+@pytest.fixture(scope="module", params=EMBEDDED_MODELS)
+def demo(request, tmp_path_factory):
+    """One run of the command that the README opens with, on little data: (model, folder, exit status)."""
     folder = tmp_path_factory.mktemp("demo")
     out = ["--log_dir", str(folder / "logs"), "--pretrained_dir", str(folder / "models")]
-    return folder, main.main(["mamba-tiny", "--quantize", "--use_outlier_aware", "--testing", *out])
+    return request.param, folder, main.main([request.param, "--quantize", "--use_outlier_aware", "--testing", *out])
 
 
 def test_the_demonstration_measures_quantizes_and_logs(demo):
-    folder, status = demo
+    name, folder, status = demo
     assert status == 0
-    log = read_log("mamba-tiny_w8a8", folder / "logs")
+    log = read_log(f"{name}_w8a8", folder / "logs")
     assert log["args"]["use_outlier_aware"] is True
-    assert log["args"]["model"] == log["model"] == "mamba-tiny"
+    assert log["args"]["model"] == log["model"] == name
     assert log["scheme"] == "w8a8"
     assert log["env"]["seed"] == 0
     assert log["env"]["instruction_set"]
@@ -91,7 +91,8 @@ def test_the_demonstration_measures_quantizes_and_logs(demo):
     assert log["size"]["memory_bytes"] < log["float"]["size"]["memory_bytes"] / 2
     assert log["ppl_tokens"] == {"stdlib": 8 * 511}
     calibration = log["calibration"]
-    assert calibration["observer"] == {tap: DEFAULT_OBSERVERS[tap] for tap in TAPS} | {"x": "outlier_aware"}
+    taps = ARCHITECTURES["mamba" if name == "mamba-tiny" else "mamba2"].taps
+    assert calibration["observer"] == {tap: DEFAULT_OBSERVERS[tap] for tap in taps} | {"x": "outlier_aware"}
     assert calibration["tokens"] == 8 * 256
     assert calibration["seconds"] > 0
     assert calibration["text"]["dataset"] == "stdlib"
@@ -99,11 +100,11 @@ def test_the_demonstration_measures_quantizes_and_logs(demo):
 
 
 def test_the_saved_model_is_measured_as_before_it_was_saved(demo, tmp_path):
-    folder, _ = demo
-    before = read_log("mamba-tiny_w8a8", folder / "logs")
-    assert before["saved"] == str(folder / "models" / "mamba-tiny-w8a8")
+    name, folder, _ = demo
+    before = read_log(f"{name}_w8a8", folder / "logs")
+    assert before["saved"] == str(folder / "models" / f"{name}-w8a8")
     assert main.main([before["saved"], "--testing"]) == 0
-    after = read_log("mamba-tiny_w8a8")  # the same name: it is that model
+    after = read_log(f"{name}_w8a8")  # the same name: it is that model
     assert after["ppl"] == before["ppl"]
     assert after["lm_eval"] == before["lm_eval"]
     assert after["size"] == before["size"]
@@ -112,10 +113,10 @@ def test_the_saved_model_is_measured_as_before_it_was_saved(demo, tmp_path):
 
 
 def test_a_saved_model_is_found_by_name_in_pretrained_dir(demo):
-    folder, _ = demo
+    name, folder, _ = demo
     options = ["--pretrained_dir", str(folder / "models"), "--ppl_dataset", "stdlib", "--testing"]
-    assert main.main(["mamba-tiny-w8a8", *options]) == 0
-    assert read_log("mamba-tiny_w8a8")["ppl"] == read_log("mamba-tiny_w8a8", folder / "logs")["ppl"]
+    assert main.main([f"{name}-w8a8", *options]) == 0
+    assert read_log(f"{name}_w8a8")["ppl"] == read_log(f"{name}_w8a8", folder / "logs")["ppl"]
 
 
 # --- on a tiny model ---
@@ -285,7 +286,7 @@ def test_a_calibration_is_written_and_then_reused(tiny, capsys):
     assert main.main(command) == 0
     first = read_log("tiny_w8a8")
     written = CalibrationResult.load("kept/tiny.json")
-    assert first["calibration"] == json.loads(json.dumps(written.to_dict()))
+    assert first["calibration"] == json.loads(json.dumps(written.figures()))
     capsys.readouterr()
     for again in (command, [*tiny, "--quantize", "--calibration", "kept/tiny.json"]):
         assert main.main(again) == 0
@@ -391,6 +392,7 @@ def fails(capsys, options: list[str]) -> str:
     [
         (["--quantize", "--observer", "best"], "unknown observer 'best': choose one of minmax, percentile, "),
         (["--quantize", "--observer", "y=mse"], "unknown tap 'y'"),
+        (["--quantize", "--observer", "B_in=mse"], "this model has no tap 'B_in': choose of in, conv_in, "),
         (["--quantize", "--observer", "mse", "--use_outlier_aware"], "--use_outlier_aware means --observer outlier_"),
         (["--quantize", "--w_bits", "5"], "--w_bits 5 --a_bits 8 is not supported"),
         (["--quantize", "--a_bits", "32"], "--w_bits 8 --a_bits 32 is not supported"),
@@ -436,7 +438,7 @@ def test_a_mistake_is_one_line(tiny, capsys, options, message):
 def test_an_unknown_model_lists_what_was_tried(capsys):
     told = fails(capsys, ["best"])
     assert told.startswith("model 'best' was not found. Tried:\n  no folder best\n")
-    assert "Embedded in this package, no download needed: mamba-tiny." in told
+    assert "Embedded in this package, no download needed: mamba-tiny, mamba2-tiny." in told
 
 
 def test_a_quantized_model_is_not_quantized_again(tiny, capsys):
@@ -498,7 +500,7 @@ def test_verbose_shows_where_a_mistake_was_found(capsys):
     assert main.main(["best", "--verbose"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err
-    assert err.rstrip().endswith("Embedded in this package, no download needed: mamba-tiny.")
+    assert err.rstrip().endswith("Embedded in this package, no download needed: mamba-tiny, mamba2-tiny.")
 
 
 def test_an_interrupted_run_ends_with_status_130_and_leaves_nothing(tiny, capsys, monkeypatch):

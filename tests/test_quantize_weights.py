@@ -49,9 +49,9 @@ def relative(a, b) -> float:
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq+gptq"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_method_at_every_scheme_stays_near_the_float_model(tiny_mamba, tokens, scheme, method):
-    expected = logits(tiny_mamba(), tokens)
-    model = quantized(tiny_mamba(), scheme, WeightMethod(method))
+def test_every_method_at_every_scheme_stays_near_the_float_model(tiny_ssm, tokens, scheme, method):
+    expected = logits(tiny_ssm(), tokens)
+    model = quantized(tiny_ssm(), scheme, WeightMethod(method))
     error = relative(logits(model, tokens), expected)
     assert 0 < error < {"8": 0.15, "4": 0.3, "3": 0.6}[scheme[1]]
 
@@ -127,8 +127,8 @@ def test_the_tables_of_a_llama_too(tmp_path, tiny_tokenizer, tokens, tables, tie
 
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w4a8", "w8a8", "w3a8"])
-def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_mamba, tiny_tokenizer, tokens, scheme):
-    model = quantized(tiny_mamba(), scheme)
+def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_ssm, tiny_tokenizer, tokens, scheme):
+    model = quantized(tiny_ssm(), scheme)
     quamba.save(model, tiny_tokenizer, tmp_path / "saved")
     again, _ = quamba.load(str(tmp_path / "saved"))
     assert torch.equal(logits(again, tokens), logits(model, tokens))
@@ -163,6 +163,24 @@ def test_the_method_follows_from_the_bits_where_none_is_named(tiny_mamba, tokens
     options = {"group_size": None if scheme.startswith("w8") else 32, "weight_text": text, **activations}
     model = quamba.quantize(tiny_mamba(), None, scheme, progress=False, **options)
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a8", "w4a8"])
+def test_mamba2s_dt_reads_in_projs_vector(tiny_mamba2, tokens, monkeypatch, scheme):
+    """Vectors of twos instead of ones move exponents alone: the model computes the same."""
+    search, found = method.search_scales, []
+    for value in (1.0, 2.0):
+
+        def constant(*args, value=value, **options):
+            scales = torch.full_like(args[1].mean, value)
+            return dataclasses.replace(search(*args, **options), alpha=1.0, scales=scales)
+
+        monkeypatch.setattr(method, "search_scales", constant)
+        model = quantized(tiny_mamba2(), scheme)
+        found.append(logits(model, tokens))
+        assert model.backbone.layers[0].mixer.in_proj.input_multiplier.unique().tolist() == [1 / value]
+        assert model.backbone.layers[0].mixer.dt_proj.input_multiplier is None
+    assert relative(*found) < 1e-5
 
 
 def test_three_bits_fit_the_four_bit_layout(tiny_mamba):

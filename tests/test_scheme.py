@@ -7,10 +7,13 @@ import pytest
 
 from quamba.errors import QuambaError
 from quamba.scheme import (
+    DYNAMIC,
     GROUP_SIZES,
     SCHEMES,
+    STATIC,
     QuantizationRecipe,
     create_recipe,
+    fitting_scheme,
     get_scheme,
     scheme_from_dict,
     variants,
@@ -109,6 +112,62 @@ def test_a_recipe_survives_json(name, options):
     assert QuantizationRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layer_schemes": ("w4a8", "w8a8", "w4a8")},
+        {"layer_schemes": ("w4a16", "w8a8"), "group_size": 64, "dynamic": True, **BOTH},
+        {"layer_schemes": ("w3a8", "w8a8"), "state_bits": 8, "reordered": True},
+    ],
+    ids=str,
+)
+def test_so_does_one_with_layers_of_their_own(options):
+    recipe = create_recipe("w8a8", tied=True, **options)
+    assert [scheme.name for scheme in recipe.layers] == list(options["layer_schemes"])
+    assert [recipe.layer_scheme(index) for index in range(len(recipe.layers))] == list(recipe.layers)
+    assert QuantizationRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert QuantizationRecipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_without_layers_of_their_own_all_have_the_scheme():
+    recipe = create_recipe("w4a8", tied=True)
+    assert (recipe.layers, recipe.block_schemes, recipe.name) == ((), (recipe.scheme,), "w4a8")
+    assert recipe.layer_scheme(7) == recipe.scheme
+
+
+def test_the_name_says_what_layers_there_are_once():
+    assert create_recipe("w8a8", tied=True, layer_schemes=("w8a8", "w4a8", "w8a8")).name == "w4a8+w8a8"
+    assert create_recipe("w8a8", tied=True, layer_schemes=("w4a8", "w4a8")).name == "w4a8"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "acts"),
+    [
+        ("w8a8", {}, [STATIC]),
+        ("w8a8", {"dynamic": True}, [DYNAMIC]),
+        ("w8a16", {**BOTH}, []),
+        ("w8a8", {"layer_schemes": ("w4a16", "w8a16")}, []),
+        ("w8a8", {"layer_schemes": ("w4a16", "w8a16"), **BOTH}, [STATIC]),  # of the head
+        ("w8a16", {"layer_schemes": ("w4a8", "w8a16"), **BOTH}, [STATIC]),
+        ("w8a8", {"layer_schemes": ("w4a8", "w8a16"), "dynamic": True, **BOTH}, [DYNAMIC]),
+    ],
+    ids=str,
+)
+def test_activations_are_integers_where_a_layer_or_the_head_has_some(scheme, options, acts):
+    recipe = create_recipe(scheme, tied=True, **options)
+    assert list(recipe.integer_acts) == acts
+    assert recipe.quantizes_activations == bool(acts)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(("group_size", "dynamic"), [(None, False), (64, True)])
+def test_a_fitting_scheme_takes_what_it_has_a_use_for(name, group_size, dynamic):
+    found = fitting_scheme(name, group_size, dynamic)
+    assert found.weight.group_size == (None if name.startswith("w8") else group_size or 128)
+    assert (found.act == DYNAMIC) == (dynamic and name.endswith("a8"))
+    assert found.name == name
+
+
 def test_embedding_and_head_have_the_bits_of_the_weights_or_their_own():
     assert create_recipe("w4a8", tied=True).embedding_bits is create_recipe("w4a8", tied=True).lm_head_bits is None
     recipe = create_recipe("w4a8", tied=True, **BOTH, lm_head_bits=8)
@@ -147,6 +206,13 @@ def test_a_tied_pair_of_the_same_bits_stays_one_table_unless_asked(tied, options
         ({"lm_head_bits": 8}, "lm_head_bits 8 does nothing without quantize_lm_head"),
         ({"quantize_embedding": True, "embedding_bits": 5}, "weights have 3, 4 or 8 bits, not 5"),
         ({"quantize_lm_head": True, "lm_head_bits": 16}, "weights have 3, 4 or 8 bits, not 16"),
+        ({"state_bits": 16}, "SSM states have 8 or 32 bits, not 16"),
+        ({"state_bits": 8, "layer_schemes": ("w8a8", "w8a16")}, "SSM states of 8 bits need 8-bit activations in every"),
+        ({"layer_schemes": ("w8a8", "w5a8")}, "unknown scheme 'w5a8'"),
+        ({"layer_schemes": "w4a8"}, "a list of names, one a layer, not 'w4a8'"),
+        ({"layer_schemes": ("w8a8", "w8a16"), "group_size": 64}, "group_size 64 needs layers of 4 or 3-bit weights"),
+        ({"layer_schemes": ("w4a8", "w8a8"), "group_size": 65}, "group_size 65 has no kernels"),
+        ({"layer_schemes": ("w4a16", "w8a16"), "dynamic": True}, "every layer leaves activations float"),
         ({"untie": True}, "to untie embedding and head does nothing unless both are quantized"),
         ({"untie": True, "quantize_lm_head": True}, "does nothing unless both are quantized"),
     ],
@@ -178,4 +244,9 @@ def test_a_recipe_describes_itself():
     )
     assert create_recipe("w8a16", tied=True, **BOTH).describe() == (
         "weights int8 per channel, activations float, one table for embedding and head int8 per channel"
+    )
+    layers = ("w4a8", "w8a8", "w4a8")
+    assert create_recipe("w8a8", tied=True, layer_schemes=layers, state_bits=8, reordered=True).describe() == (
+        "2 of 3 layers w4a8 (weights uint4 per group of 128, activations int8 per tensor), "
+        "1 of 3 layers w8a8 (weights int8 per channel, activations int8 per tensor), grouped heads, int8 SSM states"
     )

@@ -2,13 +2,14 @@
 
 import pytest
 
+from quamba.architectures import ARCHITECTURES, BLOCK_TAPS
 from quamba.convert import HEAD_TAP
 from quamba.errors import QuambaError
-from quamba.nn.mamba1 import TAPS
+from quamba.nn.taps import STATE_TAP
 from quamba.observer import observer_names
 from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 
-EVERY_TAP = (*TAPS, HEAD_TAP)
+EVERY_TAP = (*BLOCK_TAPS, HEAD_TAP)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,22 @@ EVERY_TAP = (*TAPS, HEAD_TAP)
     ids=str,
 )
 def test_a_spec_names_observers_and_the_other_taps_keep_their_defaults(spec, expected):
-    assert parse_observers(spec) == DEFAULT_OBSERVERS | expected
+    assert parse_observers(spec) == {tap: DEFAULT_OBSERVERS[tap] for tap in EVERY_TAP} | expected
+
+
+@pytest.mark.parametrize("spec", [None, "all=mse", "x=mse", "state=minmax"])
+def test_integer_states_are_watched_by_minmax_alone(spec):
+    """They are no activation: only a model that keeps them as integers has a tap for them, with a scale a channel."""
+    assert parse_observers(spec, taps=(*BLOCK_TAPS, STATE_TAP))[STATE_TAP] == "minmax"
+    with pytest.raises(QuambaError, match="minmax alone is small enough: drop state=percentile"):
+        parse_observers("state=percentile", taps=(*BLOCK_TAPS, STATE_TAP))
+    assert STATE_TAP not in parse_observers("all=mse")
+    with pytest.raises(QuambaError, match="this model has no tap 'state'"):
+        parse_observers("state=mse")
 
 
 def test_every_tap_has_a_default_observer():
-    assert tuple(DEFAULT_OBSERVERS) == EVERY_TAP
+    assert tuple(DEFAULT_OBSERVERS) == (*BLOCK_TAPS, STATE_TAP, HEAD_TAP)
     assert set(DEFAULT_OBSERVERS.values()) <= set(observer_names())
 
 
@@ -45,7 +57,7 @@ def test_every_tap_has_a_default_observer():
         ("", "unknown observer ''"),
         ("mse,", "unknown observer ''"),
         ("x=mse=2", "unknown observer 'mse=2'"),
-        ("y=mse", "unknown tap 'y': choose of in, conv_in, z, x, dt_rank, B, C, out, head_in, all"),
+        ("y=mse", "unknown tap 'y': choose of in, conv_in, z, x, dt_rank, B, C, out, B_in, C_in, head_in, all"),
         ({"y": "mse"}, "unknown tap 'y'"),
         ({"x": None}, "unknown observer None"),
         ("mse,percentile", "tap 'x' is given more than one observer in 'mse,percentile'"),
@@ -71,6 +83,15 @@ def test_taps_with_a_scale_per_token_have_no_observer():
     for tap in ("in", "out", HEAD_TAP):
         with pytest.raises(QuambaError, match=f"tap {tap} has no observer where scales are dynamic"):
             parse_observers({tap: "mse"}, dynamic=True)
+
+
+@pytest.mark.parametrize(("model_type", "other"), [("mamba", "B_in"), ("mamba2", "dt_rank")])
+def test_a_models_observers_are_those_of_its_own_taps(model_type, other):
+    taps = ARCHITECTURES[model_type].taps
+    for spec in (None, "all=minmax"):
+        assert tuple(parse_observers(spec, taps=taps)) == (*taps, HEAD_TAP)
+    with pytest.raises(QuambaError, match=f"this model has no tap '{other}': choose of in, "):
+        parse_observers({other: "mse"}, taps=taps)
 
 
 @pytest.mark.parametrize(

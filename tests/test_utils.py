@@ -8,6 +8,7 @@ import torch
 
 import utils
 from quamba import CalibrationResult, CalibrationText, QuambaError
+from quamba.architectures import BLOCK_TAPS
 from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.data import EMBEDDED_MODELS
@@ -74,9 +75,11 @@ def test_bits_name_the_scheme():
 def test_options_of_the_recipe_are_arguments_of_quantize():
     nothing = {"group_size": None, "dynamic": False, "embedding_bits": None, "lm_head_bits": None, "untie": False}
     nothing |= dict.fromkeys(("quantize_embedding", "quantize_lm_head", "rotate_residual"), False)
+    nothing |= {"state_bits": 32, "layer_schemes": ()}
     assert utils.recipe_arguments(parse()) == {"scheme": "w8a8"} | nothing
     options = ["--w_bits", "4", "--group_size", "64", "--dynamic", "--quantize_embedding", "--embedding_bits", "8"]
     options += ["--quantize_lm_head", "--lm_head_bits", "4", "--untie_embedding", "--rotate_residual"]
+    options += ["--state_bits", "8"]
     assert utils.recipe_arguments(parse(*options)) == {
         "scheme": "w4a8",
         "group_size": 64,
@@ -87,6 +90,8 @@ def test_options_of_the_recipe_are_arguments_of_quantize():
         "lm_head_bits": 4,
         "untie": True,
         "rotate_residual": True,
+        "state_bits": 8,
+        "layer_schemes": (),
     }
 
 
@@ -149,13 +154,18 @@ def test_two_meanings_at_once_are_an_error(observer):
 
 
 def test_observers_of_the_taps():
-    defaults = {tap: DEFAULT_OBSERVERS[tap] for tap in TAPS}
+    defaults = {tap: DEFAULT_OBSERVERS[tap] for tap in BLOCK_TAPS}
     assert utils.observers(parse()) == defaults
     named = utils.observers(parse("--observer", "minmax,out=percentile"))
     assert named == defaults | {"x": "minmax", "out": "percentile"}
     assert utils.observers(parse("--observer", "head_in=mse", "--quantize_lm_head")) == defaults | {"head_in": "mse"}
     with pytest.raises(QuambaError, match="head_in"):
         utils.observers(parse("--observer", "head_in=mse"))
+    assert utils.observers(parse("--observer", "mse"), TAPS) == {
+        tap: name for tap, name in (defaults | {"x": "mse"}).items() if tap in TAPS
+    }
+    with pytest.raises(QuambaError, match="this model has no tap 'B_in'"):
+        utils.observers(parse("--observer", "B_in=mse"), TAPS)
 
 
 def test_percentile_alpha_goes_to_the_percentile_observer():

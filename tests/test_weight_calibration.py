@@ -113,6 +113,20 @@ def test_a_mamba_is_rounded_at_its_taps(tiny_mamba, windows):
     assert not torch.equal(model.backbone.layers[0].mixer.in_proj.weight, nearest.dequantized())
 
 
+def test_a_mamba2_is_rounded_at_its_taps(tiny_mamba2, windows):
+    def build():
+        model = tiny_mamba2()
+        install_float_mixers(model)
+        return model
+
+    model, result = rounded(windows, METHODS["awq"], build)
+    assert set(result.layers[0]) == {"mixer.in_proj", "mixer.out_proj"}
+    assert result.vectors == ("mixer.in_proj", "mixer.out_proj")
+    assert torch.equal(
+        model.backbone.layers[0].mixer.in_proj.weight, effective_weight(result.layers[0]["mixer.in_proj"], 32)
+    )
+
+
 class Interrupted(Exception):
     pass
 

@@ -49,6 +49,16 @@ def test_int8_inputs_of_a_mamba_with_one_scale_take_no_vector(tiny_mamba, tokens
     }
 
 
+@pytest.mark.parametrize("float_activations", [False, True])
+def test_a_mamba2_has_two_sites_that_always_take_a_vector(tiny_mamba2, tokens, float_activations):
+    """All rows of in_proj, z, x, B, C and dt, read one input."""
+    model = tiny_mamba2()
+    install_float_mixers(model)
+    sites = find_sites(model, tokens[0], float_activations)[1]
+    assert names(sites) == [("mixer.in_proj",), ("mixer.out_proj",)]
+    assert all(site.scalable and site.norm is None for site in sites)
+
+
 @torch.inference_mode()
 def test_what_is_watched_is_the_input_of_the_linear_layers(tokens):
     model = tiny_llama()

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 from safetensors import safe_open
 
-from .gguf_names import ARCHITECTURE, convert_tensor, metadata, tensor_name
+from .gguf_names import convert_tensor, metadata, tensor_name
 
 FILE_TYPES = {
     "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
@@ -25,8 +25,9 @@ FILE_TYPES = {
 
 def write_float(checkpoint: Path, target: Path) -> None:
     """Every tensor of a transformers checkpoint in float32, under the names that llama.cpp knows."""
-    writer = gguf.GGUFWriter(target, ARCHITECTURE)
-    for key, value in metadata(json.loads((checkpoint / "config.json").read_text("utf-8"))).items():
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    writer = gguf.GGUFWriter(target, config["model_type"])
+    for key, value in metadata(config).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(key, value)
     for file in sorted(checkpoint.glob("*.safetensors")):

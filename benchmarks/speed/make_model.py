@@ -9,13 +9,30 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import quamba
 from quamba.scheme import get_scheme
 from quamba.weights.method import WeightMethod
 
-from .shapes import CONV_WIDTH, D_STATE, NORM_EPS, SHAPES, VOCAB, Shape
+from .shapes import (
+    CONV_WIDTH,
+    D_STATE,
+    MAMBA2_D_STATE,
+    MAMBA2_GROUPS,
+    MAMBA2_HEAD_DIM,
+    NORM_EPS,
+    SHAPES,
+    VOCAB,
+    Shape,
+)
 
 SEED = 0
 # transformers' default of 0.1 makes random blocks chaotic: bfloat16 alone then changes the logits beyond recognition
@@ -24,21 +41,24 @@ CALIBRATED_BITS = 8  # of activations; those of 16 stay float and have no scales
 CALIBRATION_WINDOWS, CALIBRATION_TOKENS = 4, 64  # speed does not depend on the scales, they have to be sane only
 
 
-def random_model(shape: Shape) -> MambaForCausalLM:
+def random_model(shape: Shape) -> PreTrainedModel:
     """A Mamba of that shape as transformers initialises it, tied head, float32."""
     torch.manual_seed(SEED)
-    config = MambaConfig(
-        vocab_size=VOCAB,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        state_size=D_STATE,
-        conv_kernel=CONV_WIDTH,
-        time_step_rank=shape.dt_rank,
-        layer_norm_epsilon=NORM_EPS,
-        initializer_range=INITIALIZER_RANGE,
-        tie_word_embeddings=True,
-    )
-    return MambaForCausalLM(config).eval().requires_grad_(False)
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "conv_kernel": CONV_WIDTH,
+        "layer_norm_epsilon": NORM_EPS,
+        "initializer_range": INITIALIZER_RANGE,
+        "tie_word_embeddings": True,
+    }
+    if shape.model_type == "mamba2":
+        sizes = {"state_size": MAMBA2_D_STATE, "head_dim": MAMBA2_HEAD_DIM, "n_groups": MAMBA2_GROUPS}
+        model = Mamba2ForCausalLM(Mamba2Config(num_heads=shape.heads, **sizes, **common))
+    else:
+        model = MambaForCausalLM(MambaConfig(state_size=D_STATE, time_step_rank=shape.dt_rank, **common))
+    return model.eval().requires_grad_(False)
 
 
 def stand_in_tokenizer() -> PreTrainedTokenizerFast:

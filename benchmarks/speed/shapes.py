@@ -1,25 +1,31 @@
 """The sizes of the Mamba models that are measured, and the cases: which batches and prompts at which shape.
 
-Dims: B batch, L prompt tokens, H hidden, D d_inner, N d_state, R dt_rank, K conv width, V vocabulary.
+Dims: B batch, L prompt tokens, H hidden, D d_inner, N d_state, R dt_rank, K conv width, V vocabulary; Mamba2: S heads,
+P head_dim, G n_groups.
 """
 
 from dataclasses import dataclass
 
 VOCAB = 50280
 D_STATE = 16
+MAMBA2_D_STATE, MAMBA2_HEAD_DIM, MAMBA2_GROUPS = 128, 64, 1
 CONV_WIDTH = 4
 NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Mamba of `layers` blocks; `max_tokens` bounds B x L of a case, so that a default run ends."""
+    """A Mamba of `layers` blocks; `max_tokens` bounds B x L of a case, so that a default run ends.
+
+    `model_type`: mamba or mamba2, as config.json names it.
+    """
 
     name: str
     hidden: int
     layers: int
     max_tokens: int
     decode_steps: int
+    model_type: str = "mamba"
 
     @property
     def d_inner(self) -> int:
@@ -30,9 +36,15 @@ class Shape:
         return self.hidden // 16
 
     @property
+    def heads(self) -> int:
+        return self.d_inner // MAMBA2_HEAD_DIM
+
+    @property
     def block_macs(self) -> int:
-        """Multiply-adds of the four matrix products of every block, for one token."""
+        """Multiply-adds of the matrix products of every block, for one token."""
         in_proj, out_proj = self.hidden * 2 * self.d_inner, self.d_inner * self.hidden
+        if self.model_type == "mamba2":  # in_proj makes B, C and dt too
+            return self.layers * (in_proj + self.hidden * (2 * MAMBA2_GROUPS * MAMBA2_D_STATE + self.heads) + out_proj)
         x_proj, dt_proj = self.d_inner * (self.dt_rank + 2 * D_STATE), self.dt_rank * self.d_inner
         return self.layers * (in_proj + x_proj + dt_proj + out_proj)
 
@@ -54,6 +66,7 @@ SHAPES = {
         Shape("370m", 1024, 48, max_tokens=2048, decode_steps=16),
         Shape("790m", 1536, 48, max_tokens=1024, decode_steps=16),
         Shape("1.4b", 2048, 48, max_tokens=512, decode_steps=16),
+        Shape("mamba2-130m", 768, 24, max_tokens=2048, decode_steps=32, model_type="mamba2"),
     )
 }
 

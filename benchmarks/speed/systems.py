@@ -59,7 +59,7 @@ class System:
 
 # transformers' CPU path loops over time in Python: its rate hardly depends on the prompt, and long ones take minutes.
 # The most tokens (batch x prompt) that it is asked for
-TOKENS_IN_A_LOOP, TOKENS_IN_A_LOOP_ELSEWHERE = {"130m": 1024}, 128
+TOKENS_IN_A_LOOP, TOKENS_IN_A_LOOP_ELSEWHERE = {"130m": 1024, "mamba2-130m": 1024}, 128
 
 # where not all fit into memory together, the first of the list that would fit are measured
 SYSTEMS = (

@@ -9,7 +9,8 @@ namespace {
 
 template <typename T>
 at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const float* scale,
-               const std::optional<at::Tensor>& bias, float out_scale, const std::optional<at::Tensor>& conv_state,
+               const std::optional<at::Tensor>& bias, const at::Tensor& out_scale,
+               const std::optional<at::Tensor>& conv_state,
                void (*kernel)(const ConvArgs<T>&, int64_t, int64_t)) {
   const auto dtype = c10::CppTypeToScalarType<T>::value;
   check_dtype(x, dtype, "x");
@@ -35,7 +36,8 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const float* scale
     args.weight = taps.const_data_ptr<T>();
     args.scale = scale;
     args.bias = bias_data;
-    args.out_scale = out_scale;
+    if (out_scale.defined()) args.out_scale = out_scale.const_data_ptr<float>();
+    args.out_scale_stride = out_scale.defined() && out_scale.numel() > 1 ? 1 : 0;
     args.conv_state = conv_state ? conv_state->mutable_data_ptr<T>() + b * channels * width : nullptr;
     args.out = out.mutable_data_ptr<T>() + b * tokens * channels;
     args.scratch = scratch.mutable_data_ptr<T>();
@@ -50,7 +52,7 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const float* scale
 
 at::Tensor causal_conv1d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                          const std::optional<at::Tensor>& conv_state) {
-  return run<float>(x, weight, nullptr, bias, 1.0f, conv_state, kernels().causal_conv1d_float);
+  return run<float>(x, weight, nullptr, bias, {}, conv_state, kernels().causal_conv1d_float);
 }
 
 at::Tensor causal_conv1d_int8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
@@ -58,8 +60,11 @@ at::Tensor causal_conv1d_int8(const at::Tensor& x, const at::Tensor& weight, con
                               const std::optional<at::Tensor>& conv_state) {
   at::Tensor scale_copy;
   const float* scales = floats(scale, {x.size(-1)}, "scale", scale_copy);
-  return run<int8_t>(x, weight, scales, bias, scalar_of(out_scale, "out_scale"), conv_state,
-                     kernels().causal_conv1d_int8);
+  check_dtype(out_scale, at::kFloat, "out_scale");
+  TORCH_CHECK_VALUE(out_scale.numel() == 1 || out_scale.sizes() == at::IntArrayRef{x.size(-1)},
+                    "out_scale must hold one value or one for each of ", x.size(-1), " channels, got shape ",
+                    out_scale.sizes());
+  return run<int8_t>(x, weight, scales, bias, out_scale.contiguous(), conv_state, kernels().causal_conv1d_int8);
 }
 
 }  // namespace

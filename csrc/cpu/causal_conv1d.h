@@ -22,7 +22,8 @@ QUAMBA_INLINE VecF conv_output(VecF acc, VecF bias, const ConvArgs<float>&, int6
   return silu(acc + bias);
 }
 QUAMBA_INLINE VecF conv_output(VecI acc, VecF bias, const ConvArgs<int8_t>& args, int64_t d, int count) {
-  return quantize_int8(silu(to_float(acc) * load(args.scale + d, count) + bias), broadcast(args.out_scale));
+  const VecF out_scale = args.out_scale_stride ? load(args.out_scale + d, count) : broadcast(*args.out_scale);
+  return quantize_int8(silu(to_float(acc) * load(args.scale + d, count) + bias), out_scale);
 }
 
 // Channels [begin, end) of one token; rows[k] points at the token that weight column k multiplies.
@@ -71,15 +72,18 @@ inline void causal_conv1d_four_taps(const ConvArgs<int8_t>& args, int64_t begin,
   if (args.conv_state && taps != args.conv_state)
     std::copy(args.conv_state + begin * kFourTaps, args.conv_state + end * kFourTaps, taps + begin * kFourTaps);
   else if (!args.conv_state) std::fill(taps + begin * kFourTaps, taps + end * kFourTaps, int8_t{});
-  for (int64_t t = 0; t < args.tokens; ++t)
-    for (int64_t d = begin; d < end; d += kLanes) {
-      const int count = lanes_left(d, end);
-      const VecI moved = next_taps(load_four_taps(taps + d * kFourTaps, count), args.x + t * args.x_stride + d, count);
-      std::memcpy(taps + d * kFourTaps, &moved, static_cast<size_t>(count) * kFourTaps);
-      const VecI acc = dot_four_taps(moved, load_four_taps(args.weight + d * kFourTaps, count));
-      const VecF bias = args.bias ? load(args.bias + d, count) : VecF{};
-      store(args.out + t * args.channels + d, conv_output(acc, bias, args, d, count), count);
-    }
+  const auto move = [&](int64_t t, int64_t d, int count) __attribute__((always_inline)) {
+    const VecI moved = next_taps(load_four_taps(taps + d * kFourTaps, count), args.x + t * args.x_stride + d, count);
+    std::memcpy(taps + d * kFourTaps, &moved, static_cast<size_t>(count) * kFourTaps);
+    const VecI acc = dot_four_taps(moved, load_four_taps(args.weight + d * kFourTaps, count));
+    const VecF bias = args.bias ? load(args.bias + d, count) : VecF{};
+    store(args.out + t * args.channels + d, conv_output(acc, bias, args, d, count), count);
+  };
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    int64_t d = begin;
+    for (; d + kLanes <= end; d += kLanes) move(t, d, kLanes);  // a count that the compiler knows: no calls of memcpy
+    if (d < end) move(t, d, lanes_left(d, end));
+  }
   if (args.conv_state && taps != args.conv_state)
     std::copy(taps + begin * kFourTaps, taps + end * kFourTaps, args.conv_state + begin * kFourTaps);
 }

@@ -19,10 +19,38 @@ QUAMBA_INLINE VecF butterfly_in_register(VecF v) {
   return fma(sign, v, swapped);
 }
 
-// Every block of p of a row times the base, whose rows are padded to whole vectors. A block is stored with its padding,
-// which the next block overwrites: `out` has room for n + 32 values.
+constexpr int kFourBlocks = 4;
+
+// Four blocks of p of a row times the base, and the butterflies of runs of p and of 2 p over them, in registers.
 template <int kVectors>
-inline void multiply_blocks_by_base(const float* x, float* out, int64_t n, const float* padded_base, int64_t p) {
+QUAMBA_INLINE void multiply_four_blocks(const float* x, float* out, const float* padded_base, int64_t p) {
+  VecF y[kVectors][kFourBlocks] = {};
+  QUAMBA_UNROLL for (int v = 0; v < kVectors; ++v) {
+    for (int64_t i = 0; i < p; ++i) {
+      const VecF row = load(padded_base + (i * kVectors + v) * kLanes);
+      QUAMBA_UNROLL for (int b = 0; b < kFourBlocks; ++b) y[v][b] = fma(broadcast(x[b * p + i]), row, y[v][b]);
+    }
+    const VecF sum = y[v][0] + y[v][1], difference = y[v][0] - y[v][1];
+    const VecF next_sum = y[v][2] + y[v][3], next_difference = y[v][2] - y[v][3];
+    y[v][0] = sum + next_sum;
+    y[v][1] = difference + next_difference;
+    y[v][2] = sum - next_sum;
+    y[v][3] = difference - next_difference;
+  }
+  for (int b = 0; b < kFourBlocks; ++b)
+    for (int v = 0; v < kVectors; ++v) store(out + b * p + v * kLanes, y[v][b]);
+}
+
+// Every block of p of a row times the base, whose rows are padded to whole vectors, and the first butterflies, whose
+// runs are not; returns the run of the next ones. A block is stored with its padding, which the next block overwrites:
+// `out` has room for n + 32 values.
+template <int kVectors>
+inline int64_t multiply_blocks_by_base(const float* x, float* out, int64_t n, const float* padded_base, int64_t p) {
+  if (n % (kFourBlocks * p) == 0) {
+    for (int64_t start = 0; start < n; start += kFourBlocks * p)
+      multiply_four_blocks<kVectors>(x + start, out + start, padded_base, p);
+    return kFourBlocks * p;
+  }
   for (int64_t start = 0; start < n; start += p) {
     VecF product[kVectors] = {};
     for (int64_t i = 0; i < p; ++i)
@@ -30,6 +58,7 @@ inline void multiply_blocks_by_base(const float* x, float* out, int64_t n, const
         product[v] = fma(broadcast(x[start + i]), load(padded_base + (i * kVectors + v) * kLanes), product[v]);
     for (int v = 0; v < kVectors; ++v) store(out + start + v * kLanes, product[v]);
   }
+  return p;
 }
 
 // low, high <- low + high, low - high on runs that are whole vectors and a tail of kTail floats.
@@ -77,9 +106,9 @@ inline void hadamard(const float* x, int64_t n, const float* base, int64_t p, fl
   if (p > 1) {
     float padded[kMaxHadamardBase * 2 * kLanes];
     pad_base(base, p, padded);
-    if (p <= kLanes) multiply_blocks_by_base<1>(x, out, n, padded, p);
-    else multiply_blocks_by_base<2>(x, out, n, padded, p);
-    butterflies(out, n, p);
+    const int64_t run = p <= kLanes ? multiply_blocks_by_base<1>(x, out, n, padded, p)
+                                    : multiply_blocks_by_base<2>(x, out, n, padded, p);
+    butterflies(out, n, run);
   } else if (n >= kLanes) {
     for (int64_t i = 0; i < n; i += kLanes)
       store(out + i, butterfly_in_register<8>(butterfly_in_register<4>(

@@ -1,6 +1,7 @@
 // The table of CPU kernels that each instruction set fills: raw pointers, one thread, a range of the work.
 //
 // Dims: B batch, L tokens, D channels (d_inner), N d_state, K conv width, H hidden, M rows, I in, O out.
+// Mamba2: S heads, P head_dim, D = S * P, G SSD groups (of S / G heads each).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ struct ConvArgs {
   const T* weight;      // [D, K]
   const float* scale;   // [D] input scale * weight scale; unused for float
   const float* bias;    // [D] or null
-  float out_scale;      // unused for float
+  const float* out_scale;  // [D], or one value with stride 0; unused for float
+  int64_t out_scale_stride;
   T* conv_state;        // [D, K] newest last, read and written; or null: zero context
   T* out;               // [L, D]
   T* scratch;           // [2K, D]
@@ -42,6 +44,45 @@ struct ScanArgs {
   float* scratch;       // [D rounded up to 16, 2, N]: A and the state, columns first
   int64_t tokens, channels, d_state;
 };
+
+// One batch row of Mamba2's scan. T is float or int8_t (x, B and C alike); strides are in elements.
+template <typename T>
+struct SsdArgs {
+  const T* x;            // [L, D], row stride x_stride
+  int64_t x_stride;
+  const T* B;            // [L, G, N], strides of tokens and of groups
+  int64_t B_stride, B_group_stride;
+  const T* C;            // as B
+  int64_t C_stride, C_group_stride;
+  const float* x_scale;  // [D]; unused for float, as the next two
+  const float* B_scale;  // [G]
+  const float* C_scale;  // [G]
+  const float* dt;       // [L, S] before bias and softplus, row stride dt_stride
+  int64_t dt_stride;
+  const float* dt_bias;  // [S] or null
+  float dt_min, dt_max;  // limits of a step
+  const float* A;        // [S], negative
+  const float* D;        // [S] or null
+  void* state;           // [S, P, N] float, or int8 with a state_scale; read and written; or null: starts at zero and
+                         // is dropped
+  const float* state_scale;  // [S, P] or null
+  float* out;                // [L, D]
+  float* scratch;            // ssd_scratch_floats(...), of the calling thread alone
+  int64_t tokens, heads, groups, head_dim, d_state;
+};
+
+constexpr int64_t kSsdChunk = 48;  // tokens, an odd multiple of 16, see ssd_row_stride
+
+// How far apart rows of that many floats stand: an odd multiple of 16, or else what a product reads down a column would
+// share a few sets of the cache.
+inline int64_t ssd_row_stride(int64_t columns) { return ((columns + 15) / 16 | 1) * 16; }
+
+// Floats of scratch for a scan over that many heads: B and C of a token; or those of a chunk with its scores, a head's
+// mixing matrix and x, and every head's state.
+inline int64_t ssd_scratch_floats(int64_t tokens, int64_t heads, int64_t head_dim, int64_t d_state) {
+  const int64_t P = ssd_row_stride(head_dim), N = ssd_row_stride(d_state);
+  return tokens == 1 ? 2 * N : kSsdChunk * (2 * N + 2 * kSsdChunk + P) + heads * N * P;
+}
 
 // Where a linear layer's outputs go, and as what.
 struct LinearOutput {
@@ -103,6 +144,12 @@ struct Kernels {
   void (*causal_conv1d_int8)(const ConvArgs<int8_t>& args, int64_t begin, int64_t end);
   void (*selective_scan_float)(const ScanArgs<float>& args, int64_t begin, int64_t end);
   void (*selective_scan_int8)(const ScanArgs<int8_t>& args, int64_t begin, int64_t end);
+  // heads [begin, end) of one batch row: chunks of tokens, or a single token in one pass over the state
+  void (*ssd_scan_float)(const SsdArgs<float>& args, int64_t begin, int64_t end);
+  void (*ssd_scan_int8)(const SsdArgs<int8_t>& args, int64_t begin, int64_t end);
+  // one group's part [n] of a row: y * silu(z * z_scale) / its rms
+  void (*gated_rms_norm_float)(const float* y, const float* z, float z_scale, int64_t n, float eps, float* out);
+  void (*gated_rms_norm_int8)(const float* y, const int8_t* z, float z_scale, int64_t n, float eps, float* out);
   // one row [n] times kron(Sylvester, base) / sqrt(n); base [p, p], p <= kMaxHadamardBase; out has room for n + 32
   void (*hadamard)(const float* x, int64_t n, const float* base, int64_t p, float* out);
 };

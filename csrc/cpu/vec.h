@@ -55,11 +55,38 @@ QUAMBA_INLINE VecF load(const float* p, int count = kLanes) {
   return v;
 }
 
+// Spelled for each instruction set, because GCC 12 converts vectors of unequal sizes value by value.
+QUAMBA_INLINE VecI widen(VecB v) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecI)_mm512_cvtepi8_epi32((__m128i)v);
+#elif defined(QUAMBA_AVX2)
+  const __m256i halves[2] = {_mm256_cvtepi8_epi32((__m128i)v), _mm256_cvtepi8_epi32(_mm_srli_si128((__m128i)v, 8))};
+  VecI wide;
+  std::memcpy(&wide, halves, sizeof(wide));
+  return wide;
+#else
+  return __builtin_convertvector(v, VecI);
+#endif
+}
+
+// Lanes within [-128, 127].
+QUAMBA_INLINE VecB narrow(VecI v) {
+#if defined(QUAMBA_AVX512_VNNI)
+  return (VecB)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(QUAMBA_AVX2)
+  __m128i quarters[4];
+  std::memcpy(quarters, &v, sizeof(v));
+  return (VecB)_mm_packs_epi16(_mm_packs_epi32(quarters[0], quarters[1]), _mm_packs_epi32(quarters[2], quarters[3]));
+#else
+  return __builtin_convertvector(v, VecB);
+#endif
+}
+
 QUAMBA_INLINE VecI load_int(const int8_t* p, int count = kLanes) {
   VecB v{};
   if (count == kLanes) std::memcpy(&v, p, sizeof(v));
   else std::memcpy(&v, p, static_cast<size_t>(count));
-  return __builtin_convertvector(v, VecI);
+  return widen(v);
 }
 
 QUAMBA_INLINE VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
@@ -73,7 +100,7 @@ QUAMBA_INLINE void store(float* p, VecF v, int count = kLanes) {
 
 // `v` holds integral values within [-128, 127].
 QUAMBA_INLINE void store(int8_t* p, VecF v, int count = kLanes) {
-  const VecB bytes = __builtin_convertvector(__builtin_convertvector(v, VecI), VecB);
+  const VecB bytes = narrow(__builtin_convertvector(v, VecI));
   if (count == kLanes) std::memcpy(p, &bytes, sizeof(bytes));
   else std::memcpy(p, &bytes, static_cast<size_t>(count));
 }
@@ -224,6 +251,9 @@ QUAMBA_INLINE PartF fma(PartF a, PartF b, PartF c) {
   return a * b + c;
 #endif
 }
+
+QUAMBA_INLINE PartF max(PartF limit, PartF x) { return (limit > x) ? limit : x; }
+QUAMBA_INLINE PartF min(PartF limit, PartF x) { return (limit < x) ? limit : x; }
 
 QUAMBA_INLINE PartF to_float(PartI v) { return __builtin_convertvector(v, PartF); }
 #endif

@@ -2,7 +2,8 @@
 
 Every weight becomes what its integers stand for, vectors and rotations taken back into it; activations are not rounded.
 
-Dims: I in features, O out features, D d_inner, K conv width, H hidden, V vocabulary.
+Dims: I in features, O out features, D d_inner, S heads, K conv width, H hidden, V vocabulary; X channels of the
+convolution.
 """
 
 import copy
@@ -22,6 +23,8 @@ from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import QuantLinear
 from ..nn.mamba1 import QuantMamba1Mixer
+from ..nn.mamba2 import QuantMamba2Mixer
+from ..nn.mixer import QuantMixer
 from ..nn.norm import PassThroughNorm
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
@@ -37,16 +40,39 @@ def _linear(linear: QuantLinear) -> dict[str, Tensor]:
 
 
 def _conv1d(conv: QuantConv1d) -> dict[str, Tensor]:
-    weight = conv.dequantized().unsqueeze(1)  # [D, K] -> [D, 1, K]
+    weight = conv.dequantized().unsqueeze(1)  # [X, K] -> [X, 1, K]
     return {"weight": weight} | ({} if conv.bias is None else {"bias": conv.bias})
 
 
-def _mixer(mixer: QuantMamba1Mixer) -> dict[str, Tensor]:
+def _named(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+
+
+def _mamba1(mixer: QuantMamba1Mixer) -> dict[str, Tensor]:
+    tensors = {"A_log": torch.log(-mixer.A), "D": mixer.D, **_named("conv1d", _conv1d(mixer.conv1d))}
+    for name in ("in_proj", "x_proj", "dt_proj"):
+        tensors |= _named(name, _linear(getattr(mixer, name)))
+    return tensors | _named("out_proj", _out_proj(mixer))
+
+
+def _mamba2(mixer: QuantMamba2Mixer) -> dict[str, Tensor]:
+    in_proj, dt_proj = _linear(mixer.in_proj), _linear(mixer.dt_proj)
+    dt_proj["weight"] = mixer.in_proj.multiplied(dt_proj["weight"])  # [S, H]: it reads in_proj's input
+    joined = {part: torch.cat([in_proj[part], dt_proj[part]]) for part in in_proj}  # [D + X + S, ...]
     return {
         "A_log": torch.log(-mixer.A),
         "D": mixer.D,
-        "out_proj.weight": unrotate_inputs(_linear(mixer.out_proj)["weight"]),
+        "dt_bias": mixer.dt_bias,
+        "norm.weight": torch.ones(mixer.d_inner),
+        **_named("in_proj", joined),
+        **_named("conv1d", _conv1d(mixer.conv1d)),
+        **_named("out_proj", _out_proj(mixer)),
     }
+
+
+def _out_proj(mixer: QuantMixer) -> dict[str, Tensor]:
+    tensors = _linear(mixer.out_proj)
+    return tensors | {"weight": unrotate_inputs(tensors["weight"])}
 
 
 def _head(head: QuantHead) -> dict[str, Tensor]:
@@ -61,24 +87,25 @@ def plain_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of a quantized model as its float class names them; float32 what was quantized, the rest as it is."""
     parts = {
         QuantEmbedding: lambda embedding: {"weight": embedding.dequantized()},
-        QuantConv1d: _conv1d,
         QuantLinear: _linear,
         PassThroughNorm: lambda _norm: {"weight": torch.ones(model.config.hidden_size)},
         QuantHead: _head,
-        QuantMamba1Mixer: _mixer,  # after its own linear layers
+        QuantMamba1Mixer: _mamba1,
+        QuantMamba2Mixer: _mamba2,
     }
     saved = model.state_dict().keys() - buffer_names(model)  # without the buffers that the float class computes itself
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
     for kind, tensors_of in parts.items():
         for name, module in _modules_of(model, kind):
-            tensors |= {f"{name}.{part}": tensor for part, tensor in tensors_of(module).items()}
+            tensors |= _named(name, tensors_of(module))
     return tensors
 
 
 def _modules_of(model: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
-    """The modules of a kind by name; the linear layer inside of a head goes with the head."""
-    inside = {id(head.linear) for head in model.modules() if isinstance(head, QuantHead) and head.tied_to is None}
+    """The modules of a kind by name; what lies inside of a head or a mixer goes with that."""
+    whole = (module for module in model.modules() if isinstance(module, QuantHead | QuantMixer))
+    inside = {id(part) for module in whole for part in module.modules() if part is not module}
     return [(name, m) for name, m in model.named_modules() if isinstance(m, kind) and id(m) not in inside]
 
 

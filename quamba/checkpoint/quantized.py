@@ -31,8 +31,10 @@ from .weight_files import weight_files
 logger = logging.getLogger(__name__)
 
 METHOD = "quamba"
-FORMAT_VERSION = 3
-EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0}}  # versions that are read: what their recipes did not have yet
+FORMAT_VERSION = 4
+_SINCE_4 = {"layers": (), "state_bits": 32, "reordered": False}
+# versions that are read: what their recipes did not have yet
+EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0, **_SINCE_4}, 3: _SINCE_4}
 SAFETENSORS_DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # of what is not quantized, which is cast when it is loaded
 HASH_BLOCK = 1 << 22

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     for subject in subjects:
         model, _ = load_checkpoint(subject.checkpoint)
         recipe = recipe_of(model)
-        subject.label, subject.decoder = recipe.scheme.name if recipe else "float", Decoder(model)
+        subject.label, subject.decoder = recipe.name if recipe else "float", Decoder(model)
     report = _measure(args, figures, subjects)
     if args.json:
         text = json.dumps(report, indent=1, allow_nan=False) + "\n"

@@ -4,7 +4,7 @@ import os
 
 from ..data import TEXT_NAMES
 from ..observer import observer_names
-from ..scheme import DEFAULT_GROUP_SIZE, GROUP_SIZES
+from ..scheme import DEFAULT_GROUP_SIZE, GROUP_SIZES, STATE_BITS
 from ..tap_observers import DEFAULT_OBSERVERS
 from .arguments import positive_int
 
@@ -33,6 +33,35 @@ def add_quantization_options(group) -> None:
         type=os.path.expanduser,
         metavar="DIR",
         help="also write the rounded weights as plain floats in the model's own dtype, for tools that know no quamba",
+    )
+    group.add_argument(
+        "--state_bits", type=int, choices=STATE_BITS, default=32, help="of Mamba2's cached SSM states (default: 32)"
+    )
+    group.add_argument(
+        "--group_heads",
+        action="store_true",
+        help="sort and cluster Mamba2's heads and channels: each group has a scale of x of its own",
+    )
+    group.add_argument(
+        "--head_groups", type=positive_int, metavar="N", help="of the heads of an SSD group (default: 4)"
+    )
+    group.add_argument("--channel_groups", type=positive_int, metavar="N", help="of those heads' channels (default: 4)")
+    group.add_argument(
+        "--hybrid_blocks", action="store_true", help="a scheme for every layer, from --hybrid_blocks_config"
+    )
+    group.add_argument(
+        "--hybrid_blocks_config",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help='JSON: a scheme name for each layer, or {"0-3": "w8a8", "default": "w4a8"}; a search writes it',
+    )
+    group.add_argument(
+        "--hybrid_search",
+        metavar="BUDGET",
+        help="measure the layers, and choose their schemes within a budget: mean bits a weight (5.5) or size (40MB)",
+    )
+    group.add_argument(
+        "--hybrid_schemes", metavar="A,B", help="that the search chooses from (default: w4 and w8 with --a_bits)"
     )
     group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
     group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
@@ -92,6 +121,11 @@ def add_evaluation_options(group) -> None:
         type=os.path.expanduser,
         metavar="NAME|FILE",
         help="text of the perplexity, implies --eval_ppl (default: wikitext2)",
+    )
+    group.add_argument(
+        "--ppl_by_token",
+        action="store_true",
+        help="read the text by decoding steps, which shows what cached states cost (always so with --state_bits 8)",
     )
     group.add_argument("--eval_zero_shot", action="store_true", help="lm-eval tasks without examples")
     group.add_argument("--eval_few_shot", action="store_true", help="lm-eval tasks with --fewshot examples")

@@ -8,6 +8,7 @@ from ..weights.gptq import GptqOptions
 from ..weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
 from ..weights.rounding import FlipOptions, rounding_names
 from .arguments import positive_int
+from .hybrid_options import default_method
 
 AWQ, GPTQ = "awq", "gptq"
 FLIP_OPTIONS = "flip_objective outlier_percent knee_tolerance max_flip_percent"
@@ -60,7 +61,7 @@ def weight_method(args: argparse.Namespace) -> WeightMethod:
     """How weights are rounded. Raises QuambaError for options that contradict, or that do nothing."""
     values = {name: getattr(args, name) for name in WEIGHT_OPTIONS.split()}
     given = {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
-    default = DEFAULT_METHODS.get(args.w_bits, WeightMethod())  # other bits are refused with the scheme
+    default = default_method(args)
     method = args.weight_method or (GPTQ if args.apply_gptq else default.method)
     if args.apply_gptq and GPTQ not in method:
         if method != AWQ:

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoint import recipe_of
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
+from ..scheme import FLOAT_STATE_BITS
 from ..text_sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
 from .perplexity import PerplexityResult, perplexity
+from .stepwise import stepwise_perplexity
 
 __all__ = [
     "EvaluationResult",
@@ -18,6 +21,7 @@ __all__ = [
     "paired_bootstrap",
     "perplexity",
     "perplexity_ratio",
+    "stepwise_perplexity",
 ]
 
 PPL_SEQLEN = 2048  # what published perplexities are measured with
@@ -65,6 +69,7 @@ def evaluate(
     *,
     ppl_seqlen: int | None = None,
     max_windows: int | None = None,
+    by_token: bool = False,
     data_dir: str | Path | None = None,
     num_fewshot: int | None = 0,
     limit: int | None = None,
@@ -76,8 +81,10 @@ def evaluate(
     """The perplexity of a model on texts (names or files as in `data.load_text`, test splits) and its lm-eval metrics.
 
     `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others;
-    `max_windows`: only the first windows; `data_dir`: a folder or file that stands in for the hub, for every text that
-    it can stand in for; `num_fewshot`, `limit`, `include_path`, `seed`: as in `lm_eval.run_tasks`.
+    `max_windows`: only the first windows; `by_token`: they are decoded token by token, which shows what the cached
+    states of a Mamba cost (a model that keeps them in 8 bits is always read so); `data_dir`: a folder or file that
+    stands in for the hub, for every text that it can stand in for; `num_fewshot`, `limit`, `include_path`, `seed`: as
+    in `lm_eval.run_tasks`.
     Raises QuambaError for unknown texts and tasks, for what cannot be reached, and for a `data_dir` that lacks a text
     or stands in for none.
     """
@@ -89,7 +96,8 @@ def evaluate(
         seqlen = ppl_seqlen or (EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN)
         result.text_sha256[str(dataset)] = text_sha256(documents)
         windows = evaluation_windows(documents, tokenizer, seqlen)
-        measured = perplexity(model, windows, batch_size, max_windows, progress)
+        measure = stepwise_perplexity if by_token or _has_integer_states(model) else perplexity
+        measured = measure(model, windows, batch_size, max_windows, progress)
         result["ppl"][str(dataset)], result.windows[str(dataset)] = measured.ppl, measured
     if tasks:
         from .lm_eval import run_tasks  # seconds to import
@@ -98,6 +106,12 @@ def evaluate(
             model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path, seed
         )
     return result
+
+
+def _has_integer_states(model) -> bool:
+    """Whether cached SSM states are integers, which a text that is read at once would not meet."""
+    recipe = recipe_of(model)
+    return recipe is not None and recipe.state_bits != FLOAT_STATE_BITS
 
 
 def compare(base: EvaluationResult, other: EvaluationResult, **options) -> dict[str, dict]:

@@ -21,6 +21,7 @@ from ..files import write_text_atomically
 # torch's ops that a model may run beside ours, by the names that a reader knows them under
 FLOAT_OPS = {"mm": "linear", "addmm": "linear", "linear": "linear", "embedding": "embedding"}
 OLDER_STEM = re.compile(r"\.\d{8}T\d{6}(-\d+)?$")  # what `write_log` puts behind the name of a log that it moves
+SCHEMES_STEM = ".hybrid"  # what the file that a search of schemes leaves beside the logs has behind the model's name
 PACKAGES = ("quamba", "torch", "transformers", "lm_eval", "safetensors", "numpy")
 
 
@@ -79,7 +80,7 @@ def items_path(log_path: Path) -> Path:
 
 def is_current_log(path: Path) -> bool:
     """Whether a name is that of a log, not of its values per item, nor of an older log that a newer one moved away."""
-    other = path.name.startswith(".") or path.stem.endswith(".items") or OLDER_STEM.search(path.stem)
+    other = path.name.startswith(".") or path.stem.endswith((".items", SCHEMES_STEM)) or OLDER_STEM.search(path.stem)
     return path.suffix == ".json" and not other
 
 

@@ -55,9 +55,14 @@ def perplexity(
     padded. Log-probabilities are float32, sums float64. Raises QuambaError for too few windows or too short ones.
     """
     windows = list(windows[:max_windows])
+    check_windows(windows)
+    return window_perplexity(model, [Window(window) for window in windows], batch_size, progress)
+
+
+def check_windows(windows: Sequence[Tensor]) -> None:
+    """Raises QuambaError unless there is a window, and two tokens in each."""
     if not windows or min(len(window) for window in windows) < 2:
         raise QuambaError("perplexity needs at least one window, each of two tokens or more")
-    return window_perplexity(model, [Window(window) for window in windows], batch_size, progress)
 
 
 @torch.inference_mode()
@@ -71,23 +76,29 @@ def window_perplexity(
     """
     if not windows or min(window.predicted for window in windows) < 1:
         raise QuambaError("perplexity needs at least one window, and a predicted token in each")
-    if batch_size < 1:
-        raise QuambaError(f"the batch size is {batch_size}: it must be at least 1")
     window_nll: list[float] = []
     with tqdm(total=len(windows), desc=description, unit="window", disable=not progress) as bar:
-        for tokens, predicted_from in _batches(windows, batch_size, model.config.vocab_size):
+        for tokens, predicted_from in equal_batches(windows, batch_size, model.config.vocab_size):
             nll = _mean_nll(model, tokens.to(model.device), predicted_from)
             window_nll.extend(nll.tolist())
             bar.update(len(tokens))
-    nll = np.array(window_nll)
-    tokens = np.array([window.predicted for window in windows])
+    return perplexity_of(np.array(window_nll), np.array([window.predicted for window in windows]))
+
+
+def perplexity_of(nll: np.ndarray, tokens: np.ndarray) -> PerplexityResult:
+    """The result of windows of that mean nll in nats [windows] and so many predicted tokens [windows]."""
     with np.errstate(over="ignore"):  # a broken model's perplexity may be infinite
         ppl = float(np.exp((nll * tokens).sum() / tokens.sum()))
     return PerplexityResult(ppl, int(tokens.sum()), nll, tokens)
 
 
-def _batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Iterator[tuple[Tensor, int]]:
-    """(int64 [B, n], predicted_from): runs of neighbours of one form, at most `batch_size` and MAX_LOGITS logits."""
+def equal_batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Iterator[tuple[Tensor, int]]:
+    """(int64 [B, n], predicted_from): runs of neighbours of one form, at most `batch_size` and MAX_LOGITS logits.
+
+    Raises QuambaError for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise QuambaError(f"the batch size is {batch_size}: it must be at least 1")
     forms = [(len(window.tokens), window.predicted_from) for window in windows]
     start = 0
     while start < len(windows):

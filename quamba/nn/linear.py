@@ -1,5 +1,7 @@
 """Linear layer with quantized weights. Dims: I in features, O out features."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +60,16 @@ class WeightOnlyLinear(QuantLinear):
     def forward(self, x: Tensor) -> Tensor:
         """float [..., I] -> [..., O] in the input's dtype; computed in float32."""
         return self.product(self.multiplied(x.float()), bias=self.bias).to(x.dtype)
+
+
+def split_rows(linear: nn.Linear, sizes: Sequence[int]) -> list[nn.Linear]:
+    """A linear layer as several that read the same input, of so many outputs each, in order; views, no copies."""
+    weights = linear.weight.detach().split(list(sizes))  # [O, I] -> [size, I] each
+    biases = [None] * len(weights) if linear.bias is None else linear.bias.detach().split(list(sizes))
+    parts = []
+    for weight, bias in zip(weights, biases, strict=True):
+        part = nn.Linear(linear.in_features, len(weight), bias=bias is not None, device="meta")
+        part.weight = nn.Parameter(weight, requires_grad=False)
+        part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        parts.append(part)
+    return parts

@@ -14,26 +14,18 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import QuambaError
 from ..hadamard import base_on
-from ..scheme import FLOAT, STATIC, Scheme, TensorSpec
+from ..scheme import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
 from .conv1d import QuantConv1d
 from .linear import QuantLinear
-from .module import QuantModule
+from .mixer import QuantMixer
 from .states import layer_states, zero_padding
+from .taps import static_taps
 
 # The activations that are quantized, in the order in which a block computes them:
 # in_proj's input, the convolution's input, the gate, conv + SiLU's output, dt_proj's input, B, C, out_proj's input.
 TAPS = ("in", "conv_in", "z", "x", "dt_rank", "B", "C", "out")
 LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-# those that may have a scale per token instead of a static one: nothing but a linear layer reads them
-PER_TOKEN_TAPS = ("in", "out")
-
-
-def static_taps(act: TensorSpec) -> tuple[str, ...]:
-    """The taps that have a static scale, from calibration, where a block's activations are in that format."""
-    if act == FLOAT:
-        return ()
-    return tuple(tap for tap in TAPS if act == STATIC or tap not in PER_TOKEN_TAPS)
 
 
 class Mamba1Mixer(nn.Module):
@@ -41,6 +33,7 @@ class Mamba1Mixer(nn.Module):
 
     Unlike the original it is fast on a CPU (no Python loop over time) and continues from a cache with any number of
     tokens. `hadamard_out` rotates the gated scan output before out_proj, whose weight is then rotated too.
+    `ssm_norm_eps`: that of Falcon-Mamba's RMSNorms without weights, of dt, B and C behind x_proj; None without them.
     """
 
     def __init__(self, mixer: nn.Module):
@@ -51,6 +44,7 @@ class Mamba1Mixer(nn.Module):
         self.A_log, self.D = mixer.A_log, mixer.D
         self.d_inner, self.d_state = mixer.A_log.shape
         self.dt_rank = mixer.dt_proj.in_features
+        self.ssm_norm_eps: float | None = getattr(mixer, "rms_eps", None)
         self.hadamard_out = False
         self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated scan output, once out_proj expects it
         self.taps = nn.ModuleDict({name: nn.Identity() for name in TAPS})
@@ -77,6 +71,8 @@ class Mamba1Mixer(nn.Module):
         x = ops.causal_conv1d(x, conv_weight, conv_bias, conv_state)  # [B, L, D]
         x = tap["x"](zero_padding(x, attention_mask))
         dt, B, C = self.x_proj(x.to(dtype)).float().split([self.dt_rank, N, N], dim=-1)  # [B, L, R | N | N]
+        if self.ssm_norm_eps is not None:
+            dt, B, C = (ops.rms_norm(part, self.ssm_norm_eps) for part in (dt, B, C))
         dt, B, C = tap["dt_rank"](dt), tap["B"](B), tap["C"](C)
         dt = F.linear(dt.to(dtype), self.dt_proj.weight).float()  # [B, L, R] -> [B, L, D]
         A, dt_bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
@@ -86,13 +82,14 @@ class Mamba1Mixer(nn.Module):
         return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
 
 
-class QuantMamba1Mixer(QuantModule):
+class QuantMamba1Mixer(QuantMixer):
     """Norm + quantize -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> scan, gate -> Hadamard + quantize -> out_proj.
 
     Weights and activations are what `scheme` says. `{tap}_scale` is the static scale of a tap, None where it has none:
     with dynamic scales every token at in_proj's and out_proj's input has its own, with float activations nothing has.
     dt, A, D, the SSM state and the biases are float32. The norm's weight is fused into in_proj, out_proj's weight is
-    rotated.
+    rotated. With `ssm_norm_eps` (Falcon-Mamba, arXiv 2410.05355) x_proj's output stays float32, and dt, B and C are
+    quantized behind the RMSNorm of each.
     """
 
     def __init__(
@@ -108,9 +105,10 @@ class QuantMamba1Mixer(QuantModule):
         use_bias: bool,
         use_conv_bias: bool,
         multipliers: tuple[str, ...] = (),
+        ssm_norm_eps: float | None = None,
     ):
         super().__init__()
-        self.scheme, self.layer_idx, self.eps = scheme, layer_idx, eps
+        self.scheme, self.layer_idx, self.eps, self.ssm_norm_eps = scheme, layer_idx, eps, ssm_norm_eps
         self.d_inner, self.d_state, self.dt_rank = d_inner, d_state, dt_rank
 
         def linear(name: str, in_features: int, out_features: int, bias: bool) -> QuantLinear:
@@ -123,7 +121,7 @@ class QuantMamba1Mixer(QuantModule):
         self.out_proj = linear("out_proj", d_inner, hidden_size, use_bias)
         self.register_buffer("A", torch.zeros(d_inner, d_state, dtype=torch.float32))
         self.register_buffer("D", torch.zeros(d_inner, dtype=torch.float32))
-        static = static_taps(scheme.act)
+        static = static_taps(TAPS, scheme.act)
         for name in TAPS:
             self.register_buffer(f"{name}_scale", torch.ones((), dtype=torch.float32) if name in static else None)
 
@@ -131,8 +129,8 @@ class QuantMamba1Mixer(QuantModule):
     def from_config(
         cls, config, layer_idx: int, scheme: Scheme, multipliers: tuple[str, ...] = ()
     ) -> "QuantMamba1Mixer":
-        """An empty mixer of the shape that a transformers MambaConfig describes; `multipliers`: the linear layers that
-        have a vector for their input."""
+        """An empty mixer of the shape that a transformers MambaConfig or FalconMambaConfig describes; `multipliers`:
+        the linear layers that have a vector for their input."""
         return cls(
             scheme,
             layer_idx=layer_idx,
@@ -145,6 +143,7 @@ class QuantMamba1Mixer(QuantModule):
             use_bias=config.use_bias,
             use_conv_bias=config.use_conv_bias,
             multipliers=multipliers,
+            ssm_norm_eps=getattr(config, "mixer_rms_eps", None),
         )
 
     @classmethod
@@ -168,7 +167,7 @@ class QuantMamba1Mixer(QuantModule):
         quantized.conv1d = QuantConv1d.from_float(mixer.conv1d, scheme.conv_weight)
         quantized.A = -torch.exp(mixer.A_log.detach().float())
         quantized.D = mixer.D.detach().float().clone()
-        for name in static_taps(scheme.act):
+        for name in static_taps(TAPS, scheme.act):
             setattr(quantized, f"{name}_scale", scales[name].detach().float().reshape(()).clone())
         return quantized
 
@@ -182,17 +181,30 @@ class QuantMamba1Mixer(QuantModule):
         conv_state, ssm_state = layer_states(
             cache_params, self.layer_idx, conv_shape, self.conv1d.weight.dtype, (batch, D, N), hidden_states.device
         )
-        in_proj_out, x_proj_out = self.output_scales()
+        in_proj_out, _ = self.output_scales()
         u, u_scale = self._in_proj_input(hidden_states)  # int8 [B, L, H]
         x, z = self.in_proj(u, u_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
         x = self.conv1d(zero_padding(x, attention_mask), self.conv_in_scale, self.x_scale, conv_state)
         x = zero_padding(x, attention_mask)  # int8 [B, L, D]
-        dt_B_C = self.x_proj(self.x_proj.multiplied(x), self.x_scale, x_proj_out)  # int8 [B, L, R + 2N]
-        dt, B, C = dt_B_C.split([self.dt_rank, N, N], dim=-1)
-        dt = self.dt_proj(self.dt_proj.multiplied(dt), self.dt_rank_scale)  # float32 [B, L, D], bias included
+        dt, B, C = self._dt_B_C(x)  # int8 [B, L, R | N | N]
+        dt = self.dt_proj(dt, self.dt_rank_scale)  # float32 [B, L, D], bias included
         y = self._scan(x, dt, B, C, z, ssm_state)  # float32 [B, L, D]
         y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
         return self.out_proj(y, y_scale)  # float32 [B, L, H]
+
+    def _dt_B_C(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's output [B, L, D] -> dt_proj's input [B, L, R], B and C [B, L, N]; int8, or all float32."""
+        parts, multiplier = [self.dt_rank, self.d_state, self.d_state], self.dt_proj.input_multiplier
+        x = self.x_proj.multiplied(x)
+        if self.ssm_norm_eps is None:
+            dt, B, C = self.x_proj(x, self.x_scale, self.output_scales()[1]).split(parts, dim=-1)
+            return self.dt_proj.multiplied(dt), B, C
+        dt, B, C = self.x_proj(x, self.x_scale).split(parts, dim=-1)  # float32 [B, L, R | N | N]
+        eps = self.ssm_norm_eps
+        if self.scheme.act == FLOAT:
+            return ops.rms_norm(dt, eps, multiplier), ops.rms_norm(B, eps), ops.rms_norm(C, eps)
+        dt = ops.rms_norm_quant(dt, eps, self.dt_rank_scale, multiplier)
+        return dt, ops.rms_norm_quant(B, eps, self.B_scale), ops.rms_norm_quant(C, eps, self.C_scale)
 
     def output_scales(self) -> tuple[Tensor | None, Tensor | None]:
         """Per-channel output scales of in_proj [2D] (conv_in | z) and of x_proj [R + 2N] (dt_rank | B | C)."""
@@ -202,24 +214,6 @@ class QuantMamba1Mixer(QuantModule):
         in_proj = torch.cat([self.conv_in_scale.expand(D), self.z_scale.expand(D)])
         x_proj = torch.cat([self.dt_rank_scale.expand(self.dt_rank), self.B_scale.expand(N), self.C_scale.expand(N)])
         return in_proj, x_proj
-
-    def _in_proj_input(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The normalised input [B, L, H] and its scale: the static one, [B, L], or None of float."""
-        multiplier = self.in_proj.input_multiplier
-        if self.in_scale is not None:
-            return ops.rms_norm_quant(hidden_states, self.eps, self.in_scale, multiplier), self.in_scale
-        return self._unscaled_input(ops.rms_norm(hidden_states, self.eps, multiplier))
-
-    def _out_proj_input(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rotated scan output [B, L, D] and its scale: the static one, [B, L], or None of float."""
-        base, multiplier = base_on(self.d_inner, y.device), self.out_proj.input_multiplier
-        if self.out_scale is not None:
-            return ops.hadamard_quant(y, base, self.out_scale, multiplier), self.out_scale
-        return self._unscaled_input(ops.hadamard(y, base, multiplier))
-
-    def _unscaled_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A linear layer's input without a static scale: quantized token by token, or left float."""
-        return (x, None) if self.scheme.act == FLOAT else ops.quantize_per_token(x)
 
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, ssm_state: Tensor | None) -> Tensor:
         """The selective scan gated by SiLU(z), on int8 or on float x, B, C and z -> float32 [B, L, D]."""

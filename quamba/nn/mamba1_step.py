@@ -7,23 +7,17 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..hadamard import base_on
 from ..ops.schemas import STEP_LINEARS
-from ..scheme import DEFAULT_GROUP_SIZE, DYNAMIC, FLOAT
+from ..scheme import FLOAT
 from .embedding import QuantHead
-from .linear import QuantLinear
 from .mamba1 import TAPS, QuantMamba1Mixer
 from .norm import FinalNorm
-
-
-def _linear_slots(linear: QuantLinear) -> list[Tensor | None]:
-    linear.tile()
-    return [linear.weight, linear.weight_scale, linear.weight_zero, linear.bias, linear.input_multiplier]
+from .step import Step, linear_slots
 
 
 def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
     """What `mamba1_step` reads of a layer, in the order of ops.schemas.STEP_SLOTS."""
-    slots = [tensor for name in STEP_LINEARS for tensor in _linear_slots(getattr(mixer, name))]
+    slots = [tensor for name in STEP_LINEARS for tensor in linear_slots(getattr(mixer, name))]
     conv = mixer.conv1d
     if mixer.scheme.act == FLOAT:
         return [*slots, conv.weight, None, conv.bias, mixer.A, mixer.D, None, None, None]
@@ -34,30 +28,21 @@ def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
     return [*slots, conv.weight, conv_scale, conv.bias, mixer.A, mixer.D, taps, *mixer.output_scales()]
 
 
-class Mamba1Step:
+class Mamba1Step(Step):
     """A quantized Mamba for one token at a time, on the recurrent states that a prefill left: its blocks, and with
     `norm` and `head` the final norm and the quantized head too."""
 
     def __init__(self, mixers: list[QuantMamba1Mixer], norm: FinalNorm | None = None, head: QuantHead | None = None):
+        super().__init__(mixers, norm, head)
         first = mixers[0]
         self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
-        self.base = base_on(first.d_inner, first.A.device)
-        self.sizes = (first.dt_rank, first.eps, first.scheme.weight.group_size or DEFAULT_GROUP_SIZE)
-        self.dynamic = first.scheme.act == DYNAMIC
-        self.norm_weight, self.head, self.vocab_size = None, [], 0
-        if head is not None:
-            head.table.tile()
-            table = head.table
-            self.norm_weight = norm.weight.detach().float()  # [H]
-            self.head = [table.weight, table.weight_scale, table.weight_zero, head.head_in_scale]
-            self.vocab_size = table.out_features
+        self.sizes = (first.dt_rank, first.eps, self.group_sizes)
 
     def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> Tensor | None:
         """hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of every layer: updated in place.
 
         Returns float32 logits [B, V] where there is a head.
         """
-        logits = hidden.new_empty(len(hidden), self.vocab_size) if self.head else None
-        states = (hidden, self.slots, conv_states, ssm_states)
+        logits, states = self.new_logits(hidden), (hidden, self.slots, conv_states, ssm_states)
         ops.mamba1_step(*states, self.base, *self.sizes, self.dynamic, self.norm_weight, self.head, logits)
         return logits

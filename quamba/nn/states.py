@@ -1,4 +1,4 @@
-"""The recurrent states of one layer, in transformers' cache and under padding. Dims: B, L, D, K, N as in mamba1.py."""
+"""The recurrent states of one layer, in transformers' cache and under padding. Dims: as in mamba1.py and mamba2.py."""
 
 import torch
 from torch import Tensor
@@ -6,15 +6,24 @@ from transformers.cache_utils import Cache
 
 
 def layer_states(
-    cache: Cache | None, layer_idx: int, conv_shape: tuple, conv_dtype: torch.dtype, ssm_shape: tuple, device
+    cache: Cache | None,
+    layer_idx: int,
+    conv_shape: tuple,
+    conv_dtype: torch.dtype,
+    ssm_shape: tuple,
+    device,
+    ssm_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """conv state [B, D, K] and SSM state float32 [B, D, N] of a layer, updated in place by the ops; zeros at first."""
+    """The states of a layer, updated in place by the ops, zeros at first; None both without a cache.
+
+    Of the convolution [B, D, K] ([B, X, K] in Mamba2), and of the recurrence [B, D, N] ([B, S, P, N] in Mamba2).
+    """
     if cache is None:
         return None, None
     conv_state = cache.get_conv_state(layer_idx, state_idx=0)
     if conv_state is None:
         cache.update_conv_state(torch.zeros(conv_shape, dtype=conv_dtype, device=device), layer_idx)
-        cache.update_recurrent_state(torch.zeros(ssm_shape, dtype=torch.float32, device=device), layer_idx)
+        cache.update_recurrent_state(torch.zeros(ssm_shape, dtype=ssm_dtype, device=device), layer_idx)
         conv_state = cache.get_conv_state(layer_idx, state_idx=0)
     return conv_state, cache.get_recurrent_state(layer_idx, state_idx=0)
 

@@ -1,6 +1,7 @@
 """Every op of quamba: its schema, and the shape and dtype of its result (the "fake" that tracing runs).
 
 Dims: B batch, L tokens, D channels (d_inner), N d_state, K conv width, H hidden, I in, O out features, V vocabulary.
+Mamba2: S heads, P head_dim, D = S * P, G SSD groups.
 Weights of linear layers and embeddings are the tiles of layout.py. Scales are float32 and per tensor (one value)
 unless a shape is given. A `Tensor(a!)` is updated in place.
 """
@@ -43,7 +44,8 @@ SCHEMAS = {
     ),
     # x float32 [B, L, D], weight [D, K], conv_state [B, D, K] newest last -> float32 [B, L, D]: convolution + SiLU
     "causal_conv1d": "(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)? conv_state) -> Tensor",
-    # the same on int8 x, weight and conv_state; scale [D] = input scale * weight scale -> int8 [B, L, D]
+    # the same on int8 x, weight and conv_state; scale [D] = input scale * weight scale, out_scale one value or [D]
+    # -> int8 [B, L, D]
     "causal_conv1d_int8": (
         "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor out_scale, Tensor(a!)? conv_state) -> Tensor"
     ),
@@ -57,6 +59,20 @@ SCHEMAS = {
         "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
         "Tensor(a!)? state, Tensor x_scale, Tensor B_scale, Tensor C_scale, Tensor z_scale) -> Tensor"
     ),
+    # Mamba2's recurrence: x [B, L, D], dt [B, L, S], A, D, dt_bias [S], B, C [B, L, G, N], state [B, S, P, N]
+    # -> float32 [B, L, D]; dt is softplus(dt + dt_bias), kept within dt_min and dt_max
+    "ssd_scan": (
+        "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, float dt_min, float dt_max, "
+        "Tensor(a!)? state) -> Tensor"
+    ),
+    # the same with int8 x (x_scale [D]), B and C (scales [G]); state float32, or int8 with state_scale [S, P]
+    "ssd_scan_int8": (
+        "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, float dt_min, float dt_max, "
+        "Tensor(a!)? state, Tensor x_scale, Tensor B_scale, Tensor C_scale, Tensor? state_scale) -> Tensor"
+    ),
+    # y float32 [..., D], z float32 or, with z_scale, int8 [..., D] -> float32 [..., D]: RMSNorm without weight of
+    # y * SiLU(z), over each of `groups` parts
+    "gated_rms_norm": "(Tensor y, Tensor z, Tensor? z_scale, float eps, int groups) -> Tensor",
     # x [..., n], base [p, p] of +-1 -> float32 [..., n]: x @ kron(Sylvester(n / p), base) / sqrt(n), times a
     # multiplier [n]
     "hadamard": "(Tensor x, Tensor base, Tensor? multiplier=None) -> Tensor",
@@ -70,11 +86,19 @@ SCHEMAS = {
     ),
     # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
     # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token.
-    # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale
+    # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale.
+    # group_sizes: of the uint4 weights of each layer, then of the head where there are logits; of int8 ones not read
     "mamba1_step": (
         "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
-        "int dt_rank, float eps, int group_size, bool dynamic, Tensor? norm_weight, Tensor?[] head, "
+        "int dt_rank, float eps, int[] group_sizes, bool dynamic, Tensor? norm_weight, Tensor?[] head, "
         "Tensor(d!)? logits) -> ()"
+    ),
+    # the same of Mamba2's blocks: MAMBA2_STEP_SLOTS of each layer, conv_states [B, D + 2 G N, K] and ssm_states
+    # [B, S, P, N], float32 or int8; groups: G; dt_min and dt_max as in `ssd_scan`
+    "mamba2_step": (
+        "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
+        "int groups, float eps, float dt_min, float dt_max, int[] group_sizes, bool dynamic, Tensor? norm_weight, "
+        "Tensor?[] head, Tensor(d!)? logits) -> ()"
     ),
     # counts int64 [n], sums float64 [n] of |x| by bin (float32 bits of |x| >> (23 - mantissa_bits)) - first_bin
     "magnitude_histogram": ("(Tensor x, Tensor(a!) counts, Tensor(b!) sums, int first_bin, int mantissa_bits) -> ()"),
@@ -85,8 +109,9 @@ SCHEMAS = {
 # (None: float activations) in the order in, conv_in, z, x, dt_rank, B, C, out; `conv_scale` [D] is that of conv_in
 # times the weight's; `in_proj_out_scale` [2D] is conv_in's | z's, `x_proj_out_scale` [R + 2N] dt_rank's | B's | C's.
 STEP_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+LINEAR_SLOTS = ("weight", "scale", "zero", "bias", "multiplier")
 STEP_SLOTS = (
-    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in ("weight", "scale", "zero", "bias", "multiplier")),
+    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in LINEAR_SLOTS),
     "conv_weight",
     "conv_scale",
     "conv_bias",
@@ -95,6 +120,25 @@ STEP_SLOTS = (
     "tap_scales",
     "in_proj_out_scale",
     "x_proj_out_scale",
+)
+
+# The same of mamba2_step, X = D + 2 G N channels of the convolution (x | B | C). dt_proj reads in_proj's input: it has
+# no multiplier. `tap_scales` [3 + 2G] (None: float activations) in the order in, z, out, B of each group, C of each;
+# `in_proj_out_scale` [D + X] is z's | x's | B's | C's; `conv_scale` [X] is that of the convolution's input times the
+# weight's, `conv_out_scale` [X] its output's; `state_scale` [S, P] that of int8 states (None: they are float32).
+MAMBA2_STEP_LINEARS = ("in_proj", "dt_proj", "out_proj")
+MAMBA2_STEP_SLOTS = (
+    *(f"{linear}.{part}" for linear in MAMBA2_STEP_LINEARS for part in LINEAR_SLOTS),
+    "conv_weight",
+    "conv_scale",
+    "conv_bias",
+    "A",
+    "D",
+    "dt_bias",
+    "tap_scales",
+    "in_proj_out_scale",
+    "conv_out_scale",
+    "state_scale",
 )
 
 
@@ -151,10 +195,14 @@ FAKES = {
     "causal_conv1d_int8": _like(int8),
     "selective_scan": _like(float32),
     "selective_scan_int8": _like(float32),
+    "ssd_scan": _like(float32),
+    "ssd_scan_int8": _like(float32),
+    "gated_rms_norm": _like(float32),
     "hadamard": _like(float32),
     "hadamard_quant": _like(int8),
     "embedding_int8": _embedding_int8,
     "embedding_int4": _embedding_int4,
     "mamba1_step": _nothing,
+    "mamba2_step": _nothing,
     "magnitude_histogram": _nothing,
 }

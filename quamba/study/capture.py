@@ -1,23 +1,29 @@
 """Records the activations of a model, as calibration would see them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import ActivationRecorder
 from ..calibration import CalibrationText, calibrate
-from ..convert import HEAD_TAP, install_float_mixers
+from ..convert import HEAD_TAP, check_architecture, install_float_mixers
 from ..errors import QuambaError
+from ..mamba_slots import mamba_slots
 from ..quantize import transform
-from ..tap_observers import check_tap, parse_observers
+from ..tap_observers import EVERY_TAP, check_tap, parse_observers
 from .strategies import BASELINE
 
 
-def check_taps(taps: Collection[str] | None, layers: Collection[int] | None, layer_count: int) -> None:
-    """Raises QuambaError for taps and layers that a model does not have; None means all."""
+def check_taps(
+    taps: Collection[str] | None,
+    layers: Collection[int] | None,
+    layer_count: int,
+    known: Sequence[str] = EVERY_TAP,
+) -> None:
+    """Raises QuambaError for taps and layers that a model does not have; None means all. `known`: the taps it has."""
     for tap in taps or ():
-        check_tap(tap)
+        check_tap(tap, known)
     for layer in layers or ():
         if not 0 <= layer < layer_count:
             raise QuambaError(f"there is no layer {layer}: the model has layers 0 to {layer_count - 1}")
@@ -39,7 +45,13 @@ def capture(
 
     `taps`, `layers`: only these; None: all, without the head's input. Raises QuambaError for what does not exist.
     """
-    check_taps(taps, layers, model.config.num_hidden_layers)
+    block_taps = check_architecture(model).taps
+    check_taps(taps, layers, model.config.num_hidden_layers, (*block_taps, HEAD_TAP))
+    blocks = [slot.index for slot in mamba_slots(model)]
+    if missing := set(layers or ()) - set(blocks):
+        raise QuambaError(
+            f"layer {min(missing)} has no Mamba block, whose taps could be recorded: layers {blocks} have one"
+        )
     install_float_mixers(model)
     windows = text.windows(tokenizer)
     recorder = ActivationRecorder(directory, Path(model.config.name_or_path).name, taps, layers)
@@ -49,7 +61,7 @@ def capture(
     calibrate(
         model,
         windows,
-        parse_observers({"all": BASELINE}, head),
+        parse_observers({"all": BASELINE}, head, taps=block_taps),
         fingerprint="",  # of the scales, which are not kept
         head=head,
         text=text,

@@ -145,7 +145,7 @@ def _measure(
         results[text.name] = measured
         ratios[text.name] = _ratio(base[text.name], measured, options) if base else None
     recipe, dtype = recipe_of(model), str(model.dtype).removeprefix("torch.")
-    scheme = recipe.scheme.name if recipe else None
+    scheme = recipe.name if recipe else None
     return ModelFigures(source.label, source.name, str(source.checkpoint.path), scheme, dtype, results, ratios)
 
 

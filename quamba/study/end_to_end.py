@@ -54,16 +54,18 @@ class Evaluation:
 
 
 def observers_of(strategy: Strategy, taps: Collection[str] | None) -> dict[str, str]:
-    """Tap -> observer name: the strategy's on the taps, min-max on the others; None: on every tap.
+    """Tap, or "all" for those that are not named -> observer name, as `parse_observers` takes it.
 
-    Raises QuambaError for unknown taps, and where the strategy's arguments would reach the other taps too.
+    The strategy's on the taps, min-max on the others; None: on every tap. Raises QuambaError for unknown taps, and
+    where the strategy's arguments would reach the other taps too.
     """
     if taps is not None and strategy.observer == BASELINE and strategy.options:
         raise QuambaError(f"strategy {strategy.label!r} would be every tap's, end to end: name no taps")
     if HEAD_TAP in (taps or ()):
         raise QuambaError(f"tap {HEAD_TAP} is not quantized end to end: name other taps")
     named = {"all": BASELINE if taps else strategy.observer} | dict.fromkeys(taps or (), strategy.observer)
-    return parse_observers(named, head=False)
+    parse_observers(named, head=False)
+    return named
 
 
 def measure_strategies(

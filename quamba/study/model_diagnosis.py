@@ -17,6 +17,7 @@ from ..errors import QuambaError
 from ..layer_stack import decoder_layers, hidden_of
 from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantHead
+from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.weight import QuantWeight
 from ..quantize import transform
 from ..transforms import apply_hadamard
@@ -33,10 +34,12 @@ from .diagnose import (
     compare_tensors,
     first_parting,
     layer_differences,
+    values_of,
 )
 
 # class of the model -> norm of a block -> the layers that are all that reads it: factors may move between the two
-READERS = {**NORM_READERS, "MambaForCausalLM": {"norm": ("mixer.in_proj",)}}
+_MAMBA = {"norm": ("mixer.in_proj",)}
+READERS = {**NORM_READERS, "MambaForCausalLM": _MAMBA, "Mamba2ForCausalLM": _MAMBA}
 # what a rotation of the residual stream changes: no counterpart in a quantized model whose stream is not rotated
 ROTATED = (
     "embeddings.weight",
@@ -115,6 +118,8 @@ def model_tensors(model: nn.Module) -> dict[str, Values]:
         if isinstance(module, QuantWeight) or (isinstance(module, QuantConv1d) and module.weight_scale is not None):
             tensors[f"{name}.weight"] = module
     for name, module in model.named_modules():
+        if isinstance(module, QuantMamba2Mixer) and module.in_proj.input_multiplier is not None:
+            tensors[f"{name}.dt_proj.weight"] = ScaledWeight(module.dt_proj, module.in_proj.input_multiplier)
         if not isinstance(module, QuantHead):
             continue
         own = f"{name}.linear."
@@ -173,6 +178,11 @@ def _is_rotated(model: PreTrainedModel) -> bool:
     return recipe is not None and recipe.rotate_residual
 
 
+def _is_reordered(model: PreTrainedModel) -> bool:
+    recipe = recipe_of(model)
+    return recipe is not None and recipe.reordered
+
+
 def _corresponding_tensors(
     a: PreTrainedModel, b: PreTrainedModel, notes: list[str]
 ) -> tuple[dict[str, Values], dict[str, Values]]:
@@ -183,16 +193,25 @@ def _corresponding_tensors(
             install_float_mixers(model)
             model.float()
             transform(model, other.rotate_residual)
-            parts = "norms folded into in_proj, out_proj rotated"
+            parts = "norms folded into the linear layers behind them, out_proj rotated"
             parts += (
                 ", the final norm folded into the head, the residual stream rotated" if other.rotate_residual else ""
             )
             notes.append(f"the {which} model's tensors are compared as its quantization finds them: {parts}")
     tensors_a, tensors_b = model_tensors(a), model_tensors(b)
-    _match_state_matrices(tensors_a, tensors_b)
-    _match_state_matrices(tensors_b, tensors_a)
+    for tensors, other in ((tensors_a, tensors_b), (tensors_b, tensors_a)):
+        _match_state_matrices(tensors, other)
+        _match_dt_rows(tensors, other)
     if type(a) is type(b):
         _read_through_norms(a, tensors_a, tensors_b, notes)
+    if _is_reordered(a) != _is_reordered(b):
+        for tensors in (tensors_a, tensors_b):
+            for name in [name for name in tensors if ".mixer." in name]:
+                del tensors[name]
+        notes.append(
+            "the heads and channels of one model stand in another order, that of their groups: the tensors of the "
+            "blocks' mixers are not compared"
+        )
     if all(recipes) and _is_rotated(a) != _is_rotated(b):
         for tensors, mark in ((tensors_a, "first"), (tensors_b, "second")):
             for name in [name for name in tensors if name.endswith(ROTATED)]:
@@ -205,6 +224,15 @@ def _match_state_matrices(tensors: dict[str, Values], other: dict[str, Values]) 
     for name in [name for name in tensors if name.endswith(".A_log") and name not in other]:
         if (stored := name.removesuffix("_log")) in other:
             tensors[stored] = -torch.exp(tensors.pop(name).detach().float())
+
+
+def _match_dt_rows(tensors: dict[str, Values], other: dict[str, Values]) -> None:
+    """Splits in_proj's rows in two where the other model, a quantized Mamba2, holds those of dt, the last, apart."""
+    for name in [name for name in tensors if ".in_proj." in name]:
+        of_dt = name.replace(".in_proj.", ".dt_proj.")
+        if of_dt in other and of_dt not in tensors:
+            rows, heads = tensors[name].detach(), len(values_of(other[of_dt]))
+            tensors[name], tensors[of_dt] = rows.split([len(rows) - heads, heads])
 
 
 def _read_through_norms(model: PreTrainedModel, a: dict[str, Values], b: dict[str, Values], notes: list[str]) -> None:

@@ -3,17 +3,35 @@
 import torch
 
 from ..errors import QuambaError
+from ..mamba_slots import mamba_slots
 
 
 @torch.no_grad()
 def fuse_norm(model: torch.nn.Module) -> None:
-    """Fold every block's norm.weight into mixer.in_proj.weight and set it to ones; logits are unchanged.
+    """Fold the weight of every Mamba block's norm into its in_proj.weight and set it to ones; logits are unchanged.
 
-    model: a Mamba causal LM (`backbone.layers[i].norm`, `.mixer.in_proj`), changed in place; the products are computed
-    in float32 and stored in the weight's dtype.
+    model: a Mamba causal LM or a hybrid (`mamba_slots`), changed in place; the products are computed in float32 and
+    stored in the weight's dtype.
     """
-    for layer in model.backbone.layers:
-        _fold(layer.norm, layer.mixer.in_proj)
+    for slot in mamba_slots(model):
+        _fold(slot.norm, slot.mixer.in_proj)
+
+
+@torch.no_grad()
+def fuse_gated_norm(model: torch.nn.Module) -> None:
+    """Fold the weight of every Mamba2 block's gated norm into mixer.out_proj.weight; logits are unchanged.
+
+    The norm is over groups of channels, its weight per channel: it moves into the columns of out_proj whatever the
+    groups. It has to before out_proj is rotated. Raises QuambaError, before anything changed, where one is already.
+    """
+    slots = mamba_slots(model)
+    for slot in slots:
+        if getattr(slot.mixer, "hadamard_out", False):
+            raise QuambaError(
+                f"layer {slot.index}'s out_proj is rotated already: its columns are no channels of the norm"
+            )
+    for slot in slots:
+        _fold(slot.mixer.norm, slot.mixer.out_proj)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import QuambaError
 from ..hadamard import hadamard_base
+from ..mamba_slots import mamba_slots
+from .fuse_norm import require_fused
 
 
 def apply_hadamard(x: Tensor) -> Tensor:
@@ -47,12 +49,13 @@ def rotate_outputs(weight: Tensor) -> Tensor:
 def rotate_out_proj(model: torch.nn.Module) -> None:
     """Rotate the gated scan output before every out_proj: W <- W @ H here, and the mixer computes y @ H at run time.
 
-    model: a Mamba causal LM whose mixers are this package's own (they have `hadamard_out`); changed in place.
-    Raises QuambaError, before anything changed, for other mixers and for a second call.
+    model: a Mamba causal LM or a hybrid, whose mixers are this package's own (they have `hadamard_out`), changed in
+    place. Raises QuambaError, before anything changed, for other mixers, for a second call, and for Mamba2's unless
+    `fuse_gated_norm` was called.
     Source: the rotation of the SSM output in Quamba (arXiv 2410.13229).
     """
-    mixers = [layer.mixer for layer in model.backbone.layers]
-    for index, mixer in enumerate(mixers):
+    mixers = {slot.index: slot.mixer for slot in mamba_slots(model)}
+    for index, mixer in mixers.items():
         if not hasattr(mixer, "hadamard_out"):
             raise QuambaError(
                 f"layer {index} has a {type(mixer).__name__}, which cannot rotate its output: "
@@ -60,6 +63,8 @@ def rotate_out_proj(model: torch.nn.Module) -> None:
             )
         if mixer.hadamard_out:
             raise QuambaError(f"layer {index}'s out_proj is rotated already")
-    for mixer in mixers:
+        if hasattr(mixer, "norm"):
+            require_fused(mixer.norm, f"the gated norm of layer {index}", "fuse_gated_norm(model)")
+    for mixer in mixers.values():
         mixer.out_proj.weight.copy_(rotate_inputs(mixer.out_proj.weight))
         mixer.hadamard_out = True

@@ -3,6 +3,7 @@
 Dims: I in features, O out features, G groups of a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,3 +21,8 @@ class RoundedWeight:
     scale: Tensor
     zero: Tensor
     input_scales: Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list["RoundedWeight"]:
+        """Copies of so many rows each, one behind the other, all O of them; they share the vector."""
+        parts = (getattr(self, name).split(list(sizes)) for name in ("integers", "scale", "zero"))
+        return [RoundedWeight(*(part.clone() for part in rows), self.input_scales) for rows in zip(*parts, strict=True)]

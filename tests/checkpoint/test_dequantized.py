@@ -32,8 +32,8 @@ def logits(model, tokens):
 
 
 @pytest.mark.parametrize("tables", TABLES.values(), ids=TABLES)
-def test_a_mamba_without_us_gives_the_same_logits(tmp_path, tiny_mamba, tiny_tokenizer, tokens, tables):
-    model = quantized(tiny_mamba(use_bias=True), tables)
+def test_a_mamba_without_us_gives_the_same_logits(tmp_path, tiny_ssm, tiny_tokenizer, tokens, tables):
+    model = quantized(tiny_ssm(use_bias=True), tables)
     save_dequantized(model, tiny_tokenizer, tmp_path / "plain", torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(plain.backbone.layers[0].mixer).__module__.startswith("transformers.")
@@ -114,24 +114,24 @@ def test_the_generation_config_goes_along(tmp_path, tiny_tokenizer):
     assert plain.generation_config.max_new_tokens == 7
 
 
-def test_a_rotated_residual_stays_consistent(tmp_path, tiny_mamba, tiny_tokenizer, tokens):
-    model = quantized(tiny_mamba(), {}, rotate_residual=True)
+def test_a_rotated_residual_stays_consistent(tmp_path, tiny_ssm, tiny_tokenizer, tokens):
+    model = quantized(tiny_ssm(), {}, rotate_residual=True)
     save_dequantized(model, tiny_tokenizer, tmp_path / "plain", torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     torch.testing.assert_close(logits(plain, tokens), logits(model, tokens), rtol=1e-3, atol=1e-3)
 
 
-def test_all_tensors_are_those_of_the_float_model(tiny_mamba):
-    expected = {name: tensor.shape for name, tensor in tiny_mamba(tie_word_embeddings=False).state_dict().items()}
-    tensors = plain_tensors(quantized(tiny_mamba(tie_word_embeddings=False), TABLES["both"]))
+def test_all_tensors_are_those_of_the_float_model(tiny_ssm):
+    expected = {name: tensor.shape for name, tensor in tiny_ssm(tie_word_embeddings=False).state_dict().items()}
+    tensors = plain_tensors(quantized(tiny_ssm(tie_word_embeddings=False), TABLES["both"]))
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
 
 
-def test_mistakes_are_one_error(tmp_path, tiny_mamba, tiny_tokenizer):
+def test_mistakes_are_one_error(tmp_path, tiny_ssm, tiny_tokenizer):
     with pytest.raises(QuambaError, match="only quantized models have weights to dequantize"):
-        save_dequantized(tiny_mamba(), tiny_tokenizer, tmp_path / "plain", torch.float32)
+        save_dequantized(tiny_ssm(), tiny_tokenizer, tmp_path / "plain", torch.float32)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(QuambaError, match="exists already"):
-        save_dequantized(quantized(tiny_mamba(), {}), tiny_tokenizer, tmp_path / "full", torch.float32)
+        save_dequantized(quantized(tiny_ssm(), {}), tiny_tokenizer, tmp_path / "full", torch.float32)
     assert (tmp_path / "full" / "file").read_text() == "mine"

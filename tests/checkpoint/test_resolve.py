@@ -86,7 +86,10 @@ def test_a_quantized_checkpoint_says_how(unreachable_hub, tmp_path):
         ("370m", "mamba-370m", "state-spaces/mamba-370m-hf"),
         ("1.4b", "mamba-1.4b", "state-spaces/mamba-1.4b-hf"),
         ("2.8b", "mamba-2.8b", "state-spaces/mamba-2.8b-hf"),
-        ("mamba2-1.3b", "mamba2-1.3b", "state-spaces/mamba2-1.3b"),
+        *(
+            (f"mamba2-{size}", f"mamba2-{size}", f"state-spaces/mamba2-{size}")
+            for size in ("130m", "370m", "780m", "1.3b", "2.7b")
+        ),
         ("falcon-mamba-7b", "falcon-mamba-7b", "tiiuae/falcon-mamba-7b"),
         ("state-spaces/mamba-130m", "mamba-130m", "state-spaces/mamba-130m"),
         ("someone/their-mamba", "their-mamba", "someone/their-mamba"),

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers import Mamba2ForCausalLM
 
+import quamba
 from quamba.checkpoint import load_float, resolve_checkpoint
+from quamba.checkpoint.state_spaces import convert_config
 from quamba.errors import QuambaError
+from quamba.nn.mamba2 import Mamba2Mixer
 
 MAMBA1 = {"d_model": 32, "n_layer": 2, "vocab_size": 93, "ssm_cfg": {"d_state": 4, "dt_rank": 3}}
 MAMBA1 |= {"rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
@@ -52,17 +55,51 @@ def test_mamba_logits_are_the_same_bit_for_bit(load, tiny_mamba, tokens, tied):
     assert (loaded.lm_head.weight is loaded.backbone.embeddings.weight) == tied
 
 
-def test_mamba2_logits_are_the_same_bit_for_bit(load, tokens):
-    torch.manual_seed(0)
-    sizes = {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 4}
-    config = Mamba2Config(vocab_size=96, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
-    model = Mamba2ForCausalLM(config).eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
-            parameter.uniform_(0.5, 1.5)
+def test_mamba2_logits_are_the_same_bit_for_bit(load, tiny_mamba2, tokens):
+    model = tiny_mamba2()
     loaded = load(MAMBA2, original_tensors(model))
     assert type(loaded) is Mamba2ForCausalLM
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_mamba2s_biases_sizes_and_limits_follow_ssm_cfg(load, tiny_mamba2, tokens):
+    options = {
+        "d_conv": 3,
+        "expand": 4,
+        "bias": True,
+        "conv_bias": False,
+        "dt_limit": [0.2, 0.9],
+        "A_init_range": [1, 2],
+    }
+    sizes = {"ngroups": 4, "headdim": 16, "d_state": 5, "norm_before_gate": False, "rmsnorm": True}
+    limits = {"time_step_limit": (0.2, 0.9), "use_conv_bias": False, "use_bias": True}
+    model = tiny_mamba2(conv_kernel=3, expand=4, num_heads=8, n_groups=4, state_size=5, **limits)
+    loaded = load(MAMBA2 | {"ssm_cfg": MAMBA2["ssm_cfg"] | options | sizes}, original_tensors(model))
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_the_published_mamba2_configs_say_little_and_mean_the_defaults():
+    """As state-spaces/mamba2-130m has it."""
+    original = {"d_model": 768, "d_intermediate": 0, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {"layer": "Mamba2"}}
+    original |= {"attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True}
+    original |= {"fused_add_norm": True, "pad_vocab_size_multiple": 16, "tie_embeddings": True}
+    config = convert_config(original, Path("config.json"))
+    assert (config.num_heads, config.head_dim, config.n_groups, config.state_size) == (24, 64, 1, 128)
+    assert (config.conv_kernel, config.chunk_size, config.vocab_size) == (4, 256, 50288)
+    assert (config.use_bias, config.use_conv_bias, config.tie_word_embeddings) == (False, True, True)
+    assert tuple(config.time_step_limit) == (0.0, float("inf"))
+
+
+def test_an_original_mamba2_is_quantized_like_any_other(tmp_path, tiny_mamba2, tiny_tokenizer, tokens):
+    model = tiny_mamba2()
+    folder = write_original(tmp_path / "original", MAMBA2, original_tensors(model), tiny_tokenizer)
+    loaded, tokenizer = quamba.load(str(folder))
+    assert type(loaded.backbone.layers[0].mixer) is Mamba2Mixer
+    quamba.quantize(loaded, tokenizer, calibration=tokens, progress=False)
+    same = quamba.quantize(model, tokenizer, calibration=tokens, progress=False)
+    again, _ = quamba.load(str(quamba.save(loaded, tokenizer, tmp_path / "quantized")))
+    with torch.inference_mode():
+        assert torch.equal(again(tokens).logits, same(tokens).logits)
 
 
 def test_biases_and_sizes_follow_ssm_cfg(load, tiny_mamba, tokens):
@@ -82,8 +119,6 @@ def test_biases_and_sizes_follow_ssm_cfg(load, tiny_mamba, tokens):
     ],
 )
 def test_the_vocabulary_is_padded_up_to_its_multiple(config, rows):
-    from quamba.checkpoint.state_spaces import convert_config
-
     assert convert_config(config, Path("config.json")).vocab_size == rows
 
 
@@ -120,6 +155,13 @@ def test_the_loaded_model_saves_as_a_transformers_checkpoint(load, tiny_mamba, t
         ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate = True is not supported"),
         ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": [0.1]}}, r"dt_limit is \[0.1\], not two numbers"),
         ({"ssm_cfg": {"layer": "Mamba2", "headdim": 48}}, "describes no valid model"),
+        ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, "ssm_cfg.rmsnorm = False is not supported, only True"),
+        ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "ssm_cfg.D_has_hdim = True is not supported"),
+        ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 32}}, "ssm_cfg.d_ssm = 32 is not supported"),
+        (
+            {"ssm_cfg": {"layer": "Mamba2", "dt_rank": 3}},
+            "ssm_cfg.dt_rank is an option that this package does not know",
+        ),
         ({"ssm_cfg": {"colour": 3}}, "ssm_cfg.colour is an option that this package does not know"),
         ({"ssm_cfg": {"d_state": 0}}, "d_state is 0, not a positive integer"),
         ({"ssm_cfg": [1]}, r"ssm_cfg is \[1\], not an object"),
@@ -143,6 +185,13 @@ def test_missing_extra_and_misshapen_tensors_are_named(load, tiny_mamba):
     assert "missing: backbone.layers.0.mixer.D" in str(caught.value)
     assert "not part of the model: backbone.layers.0.mixer.E" in str(caught.value)
     assert "of the wrong shape: backbone.layers.1.mixer.D [3] instead of [64]" in str(caught.value)
+
+
+def test_a_gated_norm_without_its_weight_is_named(load, tiny_mamba2):
+    tensors = original_tensors(tiny_mamba2())
+    del tensors["backbone.layers.1.mixer.norm.weight"]
+    with pytest.raises(QuambaError, match=r"missing: backbone\.layers\.1\.mixer\.norm\.weight"):
+        load(MAMBA2, tensors)
 
 
 def test_a_tied_head_that_differs_is_refused(load, tiny_mamba):

@@ -67,6 +67,14 @@ def test_without_a_choice_all_is_measured(folders, capsys):
     assert "ratio" not in data
 
 
+def test_a_mamba2_is_measured_like_any_other(tmp_path, tiny_mamba2, tiny_tokenizer, tokens, capsys):
+    model = tiny_mamba2()
+    quamba.save(quamba.quantize(model, None, calibration=tokens, progress=False), tiny_tokenizer, tmp_path / "w8a8")
+    (measured,) = report(capsys, tmp_path / "w8a8", *SHORT)["models"]
+    assert set(measured) == {"name", "path", "label", "size"} | TIMES
+    assert measured["label"] == "w8a8"
+
+
 @pytest.mark.parametrize("chosen", [["size"], ["ttft"], ["tpot", "size"], ["ttlt", "ttft"]], ids=" ".join)
 def test_only_what_was_chosen_is_measured(folders, capsys, chosen):
     short = [] if chosen == ["size"] else ["--repeats", 2]

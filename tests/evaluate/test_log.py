@@ -124,6 +124,8 @@ def test_a_log_that_is_there_has_its_values(tmp_path, monkeypatch):
         ("mamba-2.8b_w8a8.20260101T000000-12.json", False),
         ("mamba-2.8b_w8a8.20260101T000000.items.json", False),
         (".mamba-2.8b_w8a8.abcdef.json", False),
+        ("mamba-2.8b_w4a8+w8a8.json", True),
+        ("mamba-2.8b.hybrid.json", False),  # the schemes that a search found
         ("mamba-2.8b_w8a8.md", False),
     ],
 )

@@ -11,9 +11,10 @@ from transformers import DynamicCache
 from quamba import numerics, ops
 from quamba.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
-from quamba.nn.mamba1 import PER_TOKEN_TAPS, TAPS
+from quamba.nn.mamba1 import TAPS
+from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
-from quamba.quantize import transform
+from quamba.rewrites import transform
 from quamba.scheme import QuantizationRecipe, get_scheme
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 

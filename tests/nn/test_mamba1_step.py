@@ -12,8 +12,8 @@ from tests.scheme_variants import TABLES, VARIANTS, calibrates, quantize_variant
 OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"state_size": 16}]
 
 
-def quantized(model, variant):
-    return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}))
+def quantized(model, variant, **options):
+    return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}) | options)
 
 
 def prefilled(model, tokens):
@@ -64,6 +64,23 @@ def test_a_step_is_the_blocks_one_by_one(tiny_mamba, tokens, capability, variant
         assert torch.equal(hidden, expected)
     for actual, expected in zip(states(fused), states(separate), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])
+@torch.inference_mode()
+def test_layers_and_head_may_have_weights_of_different_bits_and_groups(tiny_mamba, capability, tokens, scheme):
+    """Layers of 8 bits, of 4 in groups of 32 and of 64, and a head of 3 bits in groups of 128."""
+    options = {"scheme": scheme, "layer_schemes": [f"w8{scheme[2:]}", scheme, scheme]}
+    options |= {"quantize_lm_head": True, "lm_head_bits": 3}
+    sizes = {"num_hidden_layers": 3, "hidden_size": 256}
+    model, other = (quantized(tiny_mamba(**sizes), scheme, group_size=size, **options) for size in (32, 64))
+    model.backbone.layers[2].mixer = other.backbone.layers[2].mixer
+    separate, fused = prefilled(model, tokens), prefilled(model, tokens)
+    step = Mamba1Step.create(mixers(model), model.backbone.norm_f, model.lm_head)
+    assert step.group_sizes == [0, 32, 64, 128]
+    expected = model(tokens[:, :1], cache_params=separate, use_cache=True).logits[:, 0]
+    hidden = model.backbone.embeddings(tokens[:, 0]).float()
+    assert torch.equal(step(hidden, *states(fused)), expected)
 
 
 def with_random_multipliers(model, act_bits: int):

@@ -25,8 +25,8 @@ def copied(state_dict) -> dict:
 
 @pytest.mark.parametrize("sizes", [{}, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_and_saved_tensors_stay(tiny_mamba, tokens, variant, sizes):
-    model = quantize_variant(tiny_mamba(**sizes), variant, **TABLES["both"])
+def test_logits_and_saved_tensors_stay(tiny_ssm, tokens, variant, sizes):
+    model = quantize_variant(tiny_ssm(**sizes), variant, **TABLES["both"])
     saved = copied(model.state_dict())
     expected = logits(model, tokens)
     place_weights(model)

@@ -48,6 +48,29 @@ def test_int8_matches_the_reference(capability, shape, width, with_bias):
     assert torch.equal(state, expected_state)
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_int8_with_an_output_scale_per_channel_matches_the_reference(capability, shape, width, with_state):
+    batch, _, channels = shape
+    x, weight = random_int8(*shape), random_int8(channels, width)
+    scale, bias, out_scale = torch.rand(channels) * 1e-4, torch.randn(channels), torch.rand(channels) * 0.05 + 0.001
+    state = random_int8(batch, channels, width) if with_state else None
+    expected_state = None if state is None else state.clone()
+    actual = ops.causal_conv1d_int8(x, weight, scale, bias, out_scale, state)
+    assert_within_one_step(actual, reference.causal_conv1d_int8(x, weight, scale, bias, out_scale, expected_state))
+    if with_state:
+        assert torch.equal(state, expected_state)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_equal_output_scales_give_the_bits_of_one(capability, shape, width):
+    channels = shape[2]
+    x, weight, scale = random_int8(*shape), random_int8(channels, width), torch.rand(channels) * 1e-4
+    one = ops.causal_conv1d_int8(x, weight, scale, None, torch.tensor(0.02), None)
+    assert torch.equal(ops.causal_conv1d_int8(x, weight, scale, None, torch.full((channels,), 0.02), None), one)
+    assert torch.equal(ops.causal_conv1d_int8(x, weight, scale, None, torch.tensor([0.02]), None), one)
+
+
 def test_int8_is_the_float_convolution_of_what_the_integers_stand_for(capability):
     x, weight, x_scale, weight_scale = (
         random_int8(1, 20, 8),
@@ -88,3 +111,8 @@ def test_misfitting_arguments_are_refused_by_name():
         ops.causal_conv1d(x, weight, None, torch.zeros(1, 4, 3))
     with pytest.raises(ValueError, match="width 17 is over"):
         ops.causal_conv1d(x, torch.randn(4, 17), None, None)
+    integers = random_int8(1, 3, 4), random_int8(4, 4), torch.rand(4), None
+    with pytest.raises(ValueError, match="out_scale must hold one value or one for each of 4 channels"):
+        ops.causal_conv1d_int8(*integers, torch.rand(2), None)
+    with pytest.raises(ValueError, match="out_scale must be"):
+        ops.causal_conv1d_int8(*integers, torch.ones(4, dtype=torch.float64), None)

@@ -10,7 +10,7 @@ import torch
 from quamba import ops
 from quamba.errors import QuambaError
 from quamba.ops import reference
-from quamba.ops.schemas import FAKES, MAX_CONV_WIDTH, SCHEMAS, STEP_SLOTS
+from quamba.ops.schemas import FAKES, MAMBA2_STEP_SLOTS, MAX_CONV_WIDTH, SCHEMAS, STEP_SLOTS
 
 from .weights import random_int8_weight, random_uint4_weight
 
@@ -79,6 +79,22 @@ def _linear_arguments() -> dict[str, tuple]:
     }
 
 
+def _mamba2_arguments() -> dict[str, tuple]:
+    """Small valid arguments of Mamba2's ops; the int8 scan with an int8 state."""
+    B, L, S, P, G, N = 2, 5, 4, 3, 2, 6
+    shapes = {"x": (B, L, S * P), "B": (B, L, G, N), "C": (B, L, G, N)}
+    dt, A, D, dt_bias = torch.randn(B, L, S), -torch.rand(S), torch.ones(S), torch.randn(S)
+    x, B_, C = (torch.randn(shape) for shape in shapes.values())
+    x8, B8, C8 = (q(*shape) for shape in shapes.values())
+    limits = (0.0, 1.0)
+    scales = (torch.rand(S * P), torch.rand(G), torch.rand(G), torch.rand(S, P))
+    return {
+        "ssd_scan": (x, dt, A, B_, C, D, dt_bias, *limits, torch.randn(B, S, P, N)),
+        "ssd_scan_int8": (x8, dt, A, B8, C8, D, dt_bias, *limits, q(B, S, P, N), *scales),
+        "gated_rms_norm": (x, q(*x.shape), torch.tensor(0.05), 1e-5, G),
+    }
+
+
 def _step_arguments(base: torch.Tensor) -> tuple:
     """Two layers with int8 weights and float activations."""
     B, H, D, N, K, R = 2, 20, 8, 3, 4, 5
@@ -88,7 +104,21 @@ def _step_arguments(base: torch.Tensor) -> tuple:
         slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
     slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
     conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
-    return torch.randn(B, H), [*slots.values()] * 2, conv_states, ssm_states, base, R, 1e-5, 32, False, None, [], None
+    states = (conv_states, ssm_states)
+    return torch.randn(B, H), [*slots.values()] * 2, *states, base, R, 1e-5, [0, 0], False, None, [], None
+
+
+def _mamba2_step_arguments(base: torch.Tensor) -> tuple:
+    """The same of Mamba2: two groups of two heads."""
+    B, H, S, P, G, N, K = 2, 20, 4, 2, 2, 3, 4
+    D, X = S * P, S * P + 2 * G * N
+    slots = dict.fromkeys(MAMBA2_STEP_SLOTS)
+    for name, size in {"in_proj": (D + X, H), "dt_proj": (S, H), "out_proj": (H, D)}.items():
+        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
+    slots |= {"conv_weight": torch.randn(X, K), "A": -torch.rand(S), "D": torch.ones(S), "dt_bias": torch.randn(S)}
+    states = ([torch.randn(B, *size) for _ in range(2)] for size in ((X, K), (S, P, N)))
+    sizes = (G, 1e-5, 0.0, float("inf"), [0, 0])
+    return torch.randn(B, H), [*slots.values()] * 2, *states, base, *sizes, False, None, [], None
 
 
 def _arguments() -> dict[str, tuple]:
@@ -104,6 +134,7 @@ def _arguments() -> dict[str, tuple]:
         "rms_norm": (x, 1e-5),
         "rms_norm_quant": (x, 1e-5, scale),
         **_linear_arguments(),
+        **_mamba2_arguments(),
         "causal_conv1d": (x, torch.randn(D, K), torch.randn(D), torch.randn(B, D, K)),
         "causal_conv1d_int8": (q(B, L, D), q(D, K), torch.rand(D), torch.randn(D), scale, q(B, D, K)),
         "selective_scan": (x, *scan, torch.randn(B, L, D), torch.randn(D), torch.randn(B, D, N)),
@@ -114,6 +145,7 @@ def _arguments() -> dict[str, tuple]:
         "hadamard": (torch.randn(B, L, 8), base),
         "hadamard_quant": (torch.randn(B, L, 8), base, scale),
         "mamba1_step": _step_arguments(base),
+        "mamba2_step": _mamba2_step_arguments(base),
         "magnitude_histogram": (x, torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64), 500, 3),
     }
 

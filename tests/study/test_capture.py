@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from quamba.activations import open_activations
+from quamba.architectures import architecture_of
 from quamba.calibration import CalibrationText
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
 from quamba.histogram import SignedHistogram
 from quamba.nn.mamba1 import TAPS
-from quamba.quantize import transform
+from quamba.rewrites import transform
 from quamba.study.capture import capture, check_taps
 
 
@@ -33,15 +34,16 @@ def tapped(model, windows, batch_size: int) -> dict[str, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-def test_what_is_captured_is_what_calibration_sees(tiny_mamba, tiny_tokenizer, text, tmp_path, rotate):
+def test_what_is_captured_is_what_calibration_sees(tiny_ssm, tiny_tokenizer, text, tmp_path, rotate):
     """The activations of the transformed model, the first batch of them whole and all of them in the histogram."""
-    captured, by_hand = tiny_mamba(), tiny_mamba()
+    captured, by_hand = tiny_ssm(), tiny_ssm()
     capture(captured, tiny_tokenizer, text, tmp_path / "acts", rotate_residual=rotate, progress=False)
     install_float_mixers(by_hand)
     transform(by_hand, rotate)
     expected = tapped(by_hand, text.windows(tiny_tokenizer), text.batch_size)
     found = {tap.name: tap for tap in open_activations(tmp_path / "acts")}
-    assert list(found) == [f"layers.{layer}.{tap}" for layer in (0, 1) for tap in TAPS]  # without the head's input
+    taps = architecture_of(captured).taps
+    assert list(found) == [f"layers.{layer}.{tap}" for layer in (0, 1) for tap in taps]  # without the head's input
     for name, tap in found.items():
         first, second = expected[name]
         assert torch.equal(tap.values, first), name
@@ -80,6 +82,7 @@ def test_the_model_keeps_no_hooks_and_its_name_is_written(tiny_mamba, tiny_token
     ("taps", "layers", "message"),
     [
         (["x", "y"], None, "unknown tap 'y': choose of in, conv_in, z, x, dt_rank, B, C, out, head_in"),
+        (["B_in"], None, "this model has no tap 'B_in': choose of in, conv_in, z, x, dt_rank, B, C, out, head_in"),
         (None, [0, 2], "there is no layer 2: the model has layers 0 to 1"),
         (["x"], [-1], "there is no layer -1: the model has layers 0 to 1"),
         ([HEAD_TAP], [0], "tap head_in belongs to no layer: drop the layers, or the tap"),

@@ -12,7 +12,6 @@ from quamba.checkpoint import load_checkpoint, resolve_checkpoint
 from quamba.data import EMBEDDED_MODELS
 from quamba.errors import QuambaError
 from quamba.evaluate import EvaluationResult, PerplexityResult, compare, evaluate
-from quamba.nn.mamba1 import TAPS
 from quamba.quantize import quantize
 from quamba.study.end_to_end import Evaluation, end_to_end, measure_strategies, observers_of
 from quamba.study.strategies import parse_strategies, parse_strategy
@@ -71,9 +70,9 @@ def test_an_evaluation_of_a_task_that_does_not_exist_is_refused(place, monkeypat
 
 def test_a_strategy_stands_at_the_named_taps_and_minmax_at_the_others():
     mse = parse_strategy("mse:clip_ratio=0.9")
-    assert observers_of(mse, None) == dict.fromkeys(TAPS, "mse")
-    assert observers_of(mse, ["x", "out"]) == dict.fromkeys(TAPS, "minmax") | {"x": "mse", "out": "mse"}
-    assert observers_of(parse_strategy("minmax:clip_ratio=0.9"), None) == dict.fromkeys(TAPS, "minmax")
+    assert observers_of(mse, None) == {"all": "mse"}
+    assert observers_of(mse, ["x", "out"]) == {"all": "minmax", "x": "mse", "out": "mse"}
+    assert observers_of(parse_strategy("minmax:clip_ratio=0.9"), None) == {"all": "minmax"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from quamba import numerics
 from quamba.calibration import calibrate, model_fingerprint
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
-from quamba.quantize import transform
+from quamba.rewrites import transform
 from quamba.study.fake_quantize import fake_quantized
 from quamba.tap_observers import parse_observers
 

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import quamba
 from quamba.errors import QuambaError
+from quamba.head_groups import HeadGroups
 from quamba.study.diagnosis_report import to_dict, to_markdown
 from quamba.study.model_diagnosis import diagnose, hidden_states, model_tensors
 from quamba.weights.method import WeightMethod
@@ -153,7 +154,47 @@ def test_a_quantized_mamba_differs_from_its_float_model_by_rounding(tiny_mamba, 
     assert 0 < diagnosis.layers[-1].relative < 0.1
     assert "backbone.layers.0.norm.weight" in diagnosis.tensors.only_a  # all ones by now
     assert "backbone.layers.0.mixer.in_proj.weight_scale" in diagnosis.tensors.only_b
-    assert "norms folded into in_proj, out_proj rotated" in diagnosis.notes[0]
+    assert "norms folded into the linear layers behind them, out_proj rotated" in diagnosis.notes[0]
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_a_quantized_mamba2_differs_from_its_float_model_by_rounding(tiny_mamba2, windows, method):
+    """dt's rows of in_proj are compared with the layer that holds them; an AWQ vector is taken back into both."""
+    model = tiny_mamba2(use_bias=True)
+    text = {} if method == "rtn" else {"weight_text": windows}
+    diagnosis = run(model, quantized(model, weights=WeightMethod(method), **text), windows)
+    names = by_name(diagnosis)
+    for projection in ("in_proj", "dt_proj", "out_proj"):
+        assert 0 < names[f"backbone.layers.1.mixer.{projection}.weight"].relative < 0.02
+    for exact in ("A", "D", "dt_bias", "in_proj.bias", "dt_proj.bias", "conv1d.weight"):
+        assert names[f"backbone.layers.0.mixer.{exact}"].relative == 0
+    assert "backbone.layers.0.mixer.norm.weight" in diagnosis.tensors.only_a  # all ones by now
+    assert not diagnosis.tensors.unlike
+
+
+def test_channels_in_another_order_are_not_compared(tiny_mamba2, windows):
+    """Hidden states are in the order of both; of two models with the same groups the tensors are too."""
+    model, options = tiny_mamba2(), {"calibration": windows, "group_heads": HeadGroups(2, 2)}
+    grouped = quantized(model, "w8a8", **options)
+    for a, b in ((model, grouped), (grouped, quantized(model, "w8a8", calibration=windows))):
+        diagnosis = run(copy.deepcopy(a), b, windows)  # a float model is rewritten
+        assert max(layer.relative for layer in diagnosis.layers) < 0.2
+        assert not any(".mixer." in name for name in by_name(diagnosis))
+        assert by_name(diagnosis)["backbone.norm_f.weight"].relative == 0
+        assert any("stand in another order" in note for note in diagnosis.notes)
+        assert ".mixer." not in "".join([*diagnosis.tensors.only_a, *diagnosis.tensors.only_b])
+    same = run(grouped, quantized(model, "w8a8", **options), windows)
+    assert by_name(same)["backbone.layers.0.mixer.in_proj.weight"].relative == 0
+    assert not same.notes
+
+
+@pytest.mark.parametrize("options", [{"state_bits": 8}, {"layer_schemes": ("w8a8", "w8a16")}], ids=str)
+def test_layers_of_several_schemes_and_integer_states_differ_by_rounding(tiny_mamba2, windows, options):
+    model = tiny_mamba2()
+    diagnosis = run(model, quantized(model, "w8a8", calibration=windows, **options), windows)
+    for layer in range(2):
+        assert 0 < by_name(diagnosis)[f"backbone.layers.{layer}.mixer.in_proj.weight"].relative < 0.02
+        assert by_name(diagnosis)[f"backbone.layers.{layer}.mixer.A"].relative == 0
 
 
 def test_the_quantized_model_may_be_the_reference(tiny_mamba, windows):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quamba.transforms import fuse_final_norm, fuse_norm, untie_embedding
+from quamba.convert import install_float_mixers
+from quamba.transforms import fuse_final_norm, fuse_gated_norm, fuse_norm, untie_embedding
 
 TIED_AND_UNTIED = pytest.mark.parametrize("tied", [True, False])
 
@@ -15,8 +16,8 @@ def assert_same_logits(model, tokens, expected):
 
 @TIED_AND_UNTIED
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_fusing_block_norms_keeps_the_logits(tiny_mamba, tokens, tied, use_bias):
-    model = tiny_mamba(tie_word_embeddings=tied, use_bias=use_bias)
+def test_fusing_block_norms_keeps_the_logits(tiny_ssm, tokens, tied, use_bias):
+    model = tiny_ssm(tie_word_embeddings=tied, use_bias=use_bias)
     expected = model(tokens).logits
     final = model.backbone.norm_f.weight.clone()
     fuse_norm(model)
@@ -25,9 +26,22 @@ def test_fusing_block_norms_keeps_the_logits(tiny_mamba, tokens, tied, use_bias)
     assert torch.equal(model.backbone.norm_f.weight, final)
 
 
+@pytest.mark.parametrize("options", [{}, {"n_groups": 1}, {"n_groups": 4, "use_bias": True}], ids=str)
+@pytest.mark.parametrize("ours", [False, True], ids=["transformers", "ours"])
+def test_fusing_gated_norms_keeps_the_logits(tiny_mamba2, tokens, options, ours):
+    """The norm is over groups of channels, its weight per channel."""
+    model = tiny_mamba2(**options)
+    expected = model(tokens).logits
+    if ours:
+        install_float_mixers(model)
+    fuse_gated_norm(model)
+    assert_same_logits(model, tokens, expected)
+    assert all(torch.equal(layer.mixer.norm.weight, torch.ones(64)) for layer in model.backbone.layers)
+
+
 @TIED_AND_UNTIED
-def test_fusing_the_final_norm_keeps_the_logits_and_the_embedding(tiny_mamba, tokens, tied):
-    model = tiny_mamba(tie_word_embeddings=tied)
+def test_fusing_the_final_norm_keeps_the_logits_and_the_embedding(tiny_ssm, tokens, tied):
+    model = tiny_ssm(tie_word_embeddings=tied)
     expected, embedding = model(tokens).logits, model.backbone.embeddings.weight.clone()
     fuse_final_norm(model)
     assert_same_logits(model, tokens, expected)
@@ -38,23 +52,23 @@ def test_fusing_the_final_norm_keeps_the_logits_and_the_embedding(tiny_mamba, to
 
 
 @pytest.mark.parametrize("fuse", [fuse_norm, fuse_final_norm])
-def test_fusing_twice_changes_nothing(tiny_mamba, tokens, fuse):
-    model = tiny_mamba()
+def test_fusing_twice_changes_nothing(tiny_ssm, tokens, fuse):
+    model = tiny_ssm()
     fuse(model)
     once = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fuse(model)
     assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_keep_their_dtype(tiny_mamba):
-    model = tiny_mamba().to(torch.bfloat16)
+def test_weights_keep_their_dtype(tiny_ssm):
+    model = tiny_ssm().to(torch.bfloat16)
     fuse_norm(model)
     fuse_final_norm(model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_untying_makes_two_equal_tensors(tiny_mamba, tokens):
-    model = tiny_mamba(tie_word_embeddings=True)
+def test_untying_makes_two_equal_tensors(tiny_ssm, tokens):
+    model = tiny_ssm(tie_word_embeddings=True)
     expected = model(tokens).logits
     untie_embedding(model)
     assert model.lm_head.weight.data_ptr() != model.backbone.embeddings.weight.data_ptr()
@@ -64,8 +78,8 @@ def test_untying_makes_two_equal_tensors(tiny_mamba, tokens):
     assert model.lm_head.weight is not model.backbone.embeddings.weight
 
 
-def test_an_untied_head_survives_saving(tiny_mamba, tokens, tmp_path):
-    model = tiny_mamba(tie_word_embeddings=True)
+def test_an_untied_head_survives_saving(tiny_ssm, tokens, tmp_path):
+    model = tiny_ssm(tie_word_embeddings=True)
     expected = model(tokens).logits
     fuse_final_norm(model)
     model.save_pretrained(tmp_path)

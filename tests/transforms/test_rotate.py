@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quamba.architectures import architecture_of
 from quamba.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.transforms import apply_hadamard, fuse_final_norm, fuse_norm, rotate_out_proj, rotate_residual
@@ -13,8 +14,8 @@ SIZES = pytest.mark.parametrize("hidden_size", [32, 48])  # d_inner 64, and 96 =
 @SIZES
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rotating_the_residual_keeps_the_logits(tiny_mamba, tokens, hidden_size, use_bias, tied):
-    model = tiny_mamba(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
+def test_rotating_the_residual_keeps_the_logits(tiny_ssm, tokens, hidden_size, use_bias, tied):
+    model = tiny_ssm(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
     expected = model(tokens).logits
     fuse_norm(model)
     fuse_final_norm(model)
@@ -23,8 +24,8 @@ def test_rotating_the_residual_keeps_the_logits(tiny_mamba, tokens, hidden_size,
 
 
 @SIZES
-def test_the_stream_itself_is_rotated(tiny_mamba, tokens, hidden_size):
-    model = tiny_mamba(hidden_size=hidden_size, use_bias=True)
+def test_the_stream_itself_is_rotated(tiny_ssm, tokens, hidden_size):
+    model = tiny_ssm(hidden_size=hidden_size, use_bias=True)
     fuse_norm(model)
     fuse_final_norm(model)
     before = model(tokens, output_hidden_states=True).hidden_states
@@ -34,8 +35,8 @@ def test_the_stream_itself_is_rotated(tiny_mamba, tokens, hidden_size):
         torch.testing.assert_close(new, apply_hadamard(old), rtol=1e-4, atol=1e-4)
 
 
-def test_a_tied_head_without_a_norm_weight_stays_tied(tiny_mamba, tokens):
-    model = tiny_mamba(tie_word_embeddings=True)
+def test_a_tied_head_without_a_norm_weight_stays_tied(tiny_ssm, tokens):
+    model = tiny_ssm(tie_word_embeddings=True)
     model.backbone.norm_f.weight.fill_(1.0)
     expected = model(tokens).logits
     fuse_norm(model)
@@ -47,19 +48,20 @@ def test_a_tied_head_without_a_norm_weight_stays_tied(tiny_mamba, tokens):
 @SIZES
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
-def test_all_transforms_together_keep_the_logits(tiny_mamba, tokens, hidden_size, use_bias, tied):
-    model = tiny_mamba(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
+def test_all_transforms_together_keep_the_logits(tiny_ssm, tokens, hidden_size, use_bias, tied):
+    model = tiny_ssm(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
     expected = model(tokens).logits
     install_float_mixers(model)
-    fuse_norm(model)
+    for fuse in architecture_of(model).fusions:
+        fuse(model)
     fuse_final_norm(model)
     rotate_out_proj(model)
     rotate_residual(model)
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_norm_weights_must_be_fused_first(tiny_mamba):
-    model = tiny_mamba()
+def test_norm_weights_must_be_fused_first(tiny_ssm):
+    model = tiny_ssm()
     before = model.backbone.embeddings.weight.clone()
     with pytest.raises(QuambaError, match=r"norm of layer 0 .* call fuse_norm\(model\) first"):
         rotate_residual(model)
@@ -69,8 +71,8 @@ def test_norm_weights_must_be_fused_first(tiny_mamba):
     assert torch.equal(model.backbone.embeddings.weight, before)
 
 
-def test_an_unsupported_hidden_size_is_refused(tiny_mamba):
-    model = tiny_mamba(hidden_size=36)
+def test_an_unsupported_hidden_size_is_refused(tiny_ssm):
+    model = tiny_ssm(hidden_size=36)
     fuse_norm(model)
     fuse_final_norm(model)
     with pytest.raises(QuambaError, match="size 36"):

@@ -1,32 +1,30 @@
-"""The ops in plain torch: slow, obviously right, the oracle that kernels are tested against.
+"""Norms, linear layers, the convolution, the selective scan, rotations, tables.
 
 Dims: B batch, L tokens, D channels, N d_state, K conv width, H hidden, V vocabulary; see schemas.py for every shape,
 layout.py for tiles.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import numerics
-from . import layout
-from .schemas import STEP_SLOTS
+from ... import numerics
+from .. import layout
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
     return numerics.quantize(x, scale)
 
 
-def _multiplied(x: Tensor, multiplier: Tensor | None) -> Tensor:
+def multiplied(x: Tensor, multiplier: Tensor | None) -> Tensor:
     return x if multiplier is None else x * multiplier
 
 
 def rms_norm(x: Tensor, eps: float, multiplier: Tensor | None = None) -> Tensor:
     x = x.float()
-    return _multiplied(x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps), multiplier)
+    return multiplied(x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps), multiplier)
 
 
 def rms_norm_quant(x: Tensor, eps: float, scale: Tensor, multiplier: Tensor | None = None) -> Tensor:
@@ -187,7 +185,7 @@ def hadamard(x: Tensor, base: Tensor, multiplier: Tensor | None = None) -> Tenso
         low, high = y.reshape(-1, n // p // (2 * run), 2, run, p).unbind(dim=2)
         y = torch.stack([low + high, low - high], dim=2)
         run *= 2
-    return _multiplied(y.reshape(x.shape) / math.sqrt(n), multiplier)
+    return multiplied(y.reshape(x.shape) / math.sqrt(n), multiplier)
 
 
 def hadamard_quant(x: Tensor, base: Tensor, scale: Tensor, multiplier: Tensor | None = None) -> Tensor:
@@ -202,97 +200,6 @@ def embedding_int4(
     ids: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, hidden: int, vocab: int, group_size: int
 ) -> Tensor:
     return _uint4_weight(weight, scale, zero, (vocab, hidden), group_size)[ids]  # [..., H]
-
-
-@dataclass(frozen=True)
-class _StepSizes:
-    """What a step's tensors do not say themselves: tiles are padded."""
-
-    hidden: int
-    dt_rank: int
-    eps: float
-    group_size: int
-    dynamic: bool
-
-
-def _step_linear(
-    layer: dict, name: str, x: Tensor, x_scale: Tensor | None, out_features: int, group_size: int
-) -> Tensor:
-    """float32 [B, O] of a linear layer of `layer` on int8 (with its scale) or float x [B, I]."""
-    weight, scale, zero, bias = (layer[f"{name}.{part}"] for part in ("weight", "scale", "zero", "bias"))
-    if zero is None:
-        return linear_w8a16(x, weight, scale, bias) if x_scale is None else linear_w8a8(x, weight, scale, x_scale, bias)
-    if x_scale is None:
-        return linear_w4a16(x, weight, scale, zero, bias, out_features, group_size)
-    return linear_w4a8(x, weight, scale, zero, x_scale, bias, out_features, group_size)
-
-
-def _step_layer(
-    hidden: Tensor, layer: dict, conv_state: Tensor, ssm_state: Tensor, base: Tensor, sizes: _StepSizes
-) -> Tensor:
-    """What a block adds to hidden [B, H] for one token."""
-    taps, (D, N), R = layer["tap_scales"], layer["A"].shape, sizes.dt_rank
-    scales = dict.fromkeys(range(8)) if taps is None else taps.unbind()
-
-    def linear(name: str, x: Tensor, x_scale: Tensor | None, out_features: int) -> Tensor:
-        return _step_linear(layer, name, x, x_scale, out_features, sizes.group_size)
-
-    def linear_input(x: Tensor, tap: int) -> tuple[Tensor, Tensor | None]:
-        if taps is None:
-            return x, None
-        return quantize_per_token(x) if sizes.dynamic else (quantize(x, scales[tap]), scales[tap])
-
-    u, u_scale = linear_input(rms_norm(hidden, sizes.eps, layer["in_proj.multiplier"]), 0)
-    xz = linear("in_proj", u, u_scale, 2 * D)  # [B, 2D]
-    if taps is None:
-        x, z = xz[:, None].chunk(2, dim=-1)  # [B, 1, D] each
-        x = causal_conv1d(x, layer["conv_weight"], layer["conv_bias"], conv_state)
-    else:
-        x, z = quantize(xz, layer["in_proj_out_scale"])[:, None].chunk(2, dim=-1)
-        conv_scale, conv_bias = layer["conv_scale"], layer["conv_bias"]
-        x = causal_conv1d_int8(x, layer["conv_weight"], conv_scale, conv_bias, scales[3], conv_state)
-    dt_B_C = linear("x_proj", _multiplied(x[:, 0], layer["x_proj.multiplier"]), scales[3], R + 2 * N)  # [B, R + 2N]
-    if taps is not None:
-        dt_B_C = quantize(dt_B_C, layer["x_proj_out_scale"])
-    dt, B, C = dt_B_C.split([R, N, N], dim=-1)
-    dt = _multiplied(dt, layer["dt_proj.multiplier"])
-    dt, B, C = linear("dt_proj", dt, scales[4], D)[:, None], B[:, None], C[:, None]
-    if taps is None:
-        y = selective_scan(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state)
-    else:
-        of_scan = (scales[3], scales[5], scales[6], scales[2])  # x, B, C, z
-        y = selective_scan_int8(x, dt, layer["A"], B, C, layer["D"], z, None, ssm_state, *of_scan)
-    y, y_scale = linear_input(hadamard(y[:, 0], base, layer["out_proj.multiplier"]), 7)  # [B, D]
-    return linear("out_proj", y, y_scale, sizes.hidden)  # [B, H]
-
-
-def mamba1_step(
-    hidden: Tensor,
-    layers: list[Tensor | None],
-    conv_states: list[Tensor],
-    ssm_states: list[Tensor],
-    base: Tensor,
-    dt_rank: int,
-    eps: float,
-    group_size: int,
-    dynamic: bool,
-    norm_weight: Tensor | None,
-    head: list[Tensor | None],
-    logits: Tensor | None,
-) -> None:
-    sizes = _StepSizes(hidden.shape[1], dt_rank, eps, group_size, dynamic)
-    for index, (conv_state, ssm_state) in enumerate(zip(conv_states, ssm_states, strict=True)):
-        slots = layers[index * len(STEP_SLOTS) : (index + 1) * len(STEP_SLOTS)]
-        layer = dict(zip(STEP_SLOTS, slots, strict=True))
-        hidden += _step_layer(hidden, layer, conv_state, ssm_state, base, sizes)
-    if logits is None:
-        return
-    weight, scale, zero, x_scale = head
-    x = rms_norm(hidden, eps) * norm_weight
-    if layers[STEP_SLOTS.index("tap_scales")] is not None:
-        x, x_scale = quantize_per_token(x) if dynamic else (quantize(x, x_scale), x_scale)
-    parts = {"head.weight": weight, "head.scale": scale, "head.zero": zero, "head.bias": None}
-    logits.copy_(_step_linear(parts, "head", x, x_scale, logits.shape[1], group_size))
 
 
 def magnitude_histogram(x: Tensor, counts: Tensor, sums: Tensor, first_bin: int, mantissa_bits: int) -> None:

@@ -1,0 +1,99 @@
+"""The options of mixed precision: how main.py takes them, and what they mean for a checkpoint."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import QuambaError
+from ..evaluate.log import SCHEMES_STEM
+from ..head_groups import HeadGroups
+from ..hybrid_blocks import read_layer_schemes
+from ..hybrid_budget import Budget
+from ..hybrid_run import HybridSearch
+from ..scheme import FLOAT, get_scheme
+from ..weights.method import DEFAULT_METHODS, WeightMethod
+
+HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
+SEARCHED_BITS = (4, 8)  # of the weights, where the user names no schemes
+
+
+def is_hybrid(args: argparse.Namespace) -> bool:
+    """Whether layers have schemes of their own. Raises QuambaError for options that do nothing, or lack another."""
+    if args.hybrid_blocks and not (args.hybrid_blocks_config or args.hybrid_search):
+        raise QuambaError("--hybrid_blocks needs --hybrid_blocks_config FILE, or --hybrid_search BUDGET to make one")
+    if args.hybrid_blocks_config and not (args.hybrid_blocks or args.hybrid_search):
+        raise QuambaError(
+            f"--hybrid_blocks_config {args.hybrid_blocks_config} does nothing without --hybrid_blocks, which reads it, "
+            "or --hybrid_search, which writes it"
+        )
+    if args.hybrid_schemes and not args.hybrid_search:
+        raise QuambaError(f"--hybrid_schemes {args.hybrid_schemes} does nothing without --hybrid_search: add it")
+    return args.hybrid_blocks or args.hybrid_search is not None
+
+
+def hybrid_search(args: argparse.Namespace, group_heads: HeadGroups | None = None) -> HybridSearch | None:
+    """The search that the options ask for, None for none. Raises QuambaError for a budget or schemes that are none."""
+    if not is_hybrid(args) or args.hybrid_search is None:
+        return None
+    schemes = tuple(f"w{bits}a{args.a_bits}" for bits in SEARCHED_BITS)
+    if args.hybrid_schemes:
+        schemes = tuple(name.strip().lower() for name in args.hybrid_schemes.split(",") if name.strip())
+    search = HybridSearch(
+        Budget.parse(args.hybrid_search),
+        schemes,
+        group_size=args.group_size,
+        dynamic=args.dynamic,
+        rotate_residual=args.rotate_residual,
+        group_heads=group_heads,
+    )
+    _check_activations(args, schemes, "--hybrid_schemes")
+    return search
+
+
+def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str, ...]:
+    """Those of the file that --hybrid_blocks reads, for a model of that config.json; until a search has found better
+    ones, those that it chooses from in turn. None where all layers have one, and as long as there is no config.json.
+
+    Raises QuambaError for a file that does not fit.
+    """
+    if not is_hybrid(args) or config is None:
+        return ()
+    layers = config.get("num_hidden_layers") or config.get("n_layer")  # n_layer: of the original format
+    if type(layers) is not int or layers < 1:
+        raise QuambaError("config.json does not say how many layers the model has: --hybrid_blocks needs that")
+    if search := hybrid_search(args):
+        return (search.schemes * layers)[:layers]
+    schemes = read_layer_schemes(args.hybrid_blocks_config, layers)
+    _check_activations(args, schemes, args.hybrid_blocks_config)
+    return schemes
+
+
+def _check_activations(args: argparse.Namespace, schemes: Sequence[str], source: str) -> None:
+    """Raises QuambaError where --a_bits, which decides whether there is a calibration, says other than the layers."""
+    float_layers = [get_scheme(name).act == FLOAT for name in schemes]
+    if args.a_bits == FLOAT.bits and not all(float_layers):
+        name = schemes[float_layers.index(False)]
+        raise QuambaError(
+            f"{source} has layers of {name}, whose activations are calibrated: drop --a_bits {args.a_bits}"
+        )
+    if args.a_bits != FLOAT.bits and all(float_layers):
+        raise QuambaError(f"{source} leaves the activations of every layer float: add --a_bits {FLOAT.bits}")
+
+
+def found(args: argparse.Namespace, schemes: Sequence[str]) -> dict:
+    """What a search found, as arguments of `quamba.quantize`: no calibration where all activations stay float."""
+    if args.quantize_lm_head or any(get_scheme(name).act != FLOAT for name in schemes):
+        return {"layer_schemes": schemes}
+    unused = ("observer", "observer_options", "calibration", "save_activations", "group_heads")
+    return {"layer_schemes": schemes, **dict.fromkeys(unused)}
+
+
+def schemes_file(args: argparse.Namespace, name: str) -> Path:
+    """Where a search writes what it found: the file that the user named, else one beside the logs."""
+    return Path(args.hybrid_blocks_config or Path(args.log_dir) / f"{name}{SCHEMES_STEM}.json")
+
+
+def default_method(args: argparse.Namespace) -> WeightMethod:
+    """The weight method where the user names none: that of the fewest bits that layers may have."""
+    bits = min(SEARCHED_BITS) if is_hybrid(args) else args.w_bits
+    return DEFAULT_METHODS.get(bits, WeightMethod())  # other bits are refused with the scheme

@@ -1,0 +1,20 @@
+"""Taps: the activations of a block that are quantized. A float mixer has an Identity at each, for calibration to watch.
+
+Every mixer lists its own, `TAPS`, in the order in which it computes them.
+"""
+
+from collections.abc import Sequence
+
+from ..scheme import FLOAT, STATIC, TensorSpec
+
+# those that may have a scale per token instead of a static one: nothing but linear layers reads them
+PER_TOKEN_TAPS = ("in", "out")
+# Mamba2's SSM states, where they are kept as integers: no activation, and watched only then
+STATE_TAP = "state"
+
+
+def static_taps(taps: Sequence[str], act: TensorSpec) -> tuple[str, ...]:
+    """Those of a block's taps that have a static scale, from calibration, where its activations are in that format."""
+    if act == FLOAT:
+        return ()
+    return tuple(tap for tap in taps if act == STATIC or tap not in PER_TOKEN_TAPS)

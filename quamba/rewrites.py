@@ -1,0 +1,34 @@
+"""Every rewrite of a float model before its quantization, in order."""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from .architectures import architecture_of
+from .errors import QuambaError
+from .mamba_slots import hybrid_of
+from .transforms import fuse_final_norm, reorder, rotate_out_proj
+from .transforms import rotate_residual as rotate_residual_stream
+from .transforms.clusters import ChannelOrder
+
+
+@torch.no_grad()
+def transform(model: PreTrainedModel, rotate_residual: bool, orders: Mapping[int, ChannelOrder] | None = None) -> None:
+    """The float-equivalent rewrites that the quantized block relies on: same logits, easier activations.
+
+    `orders`: of the channels of Mamba2's layers, by layer index. Raises QuambaError, before anything changed, for the
+    residual stream of a hybrid.
+    """
+    if rotate_residual and hybrid_of(model):
+        raise QuambaError(
+            f"rotate_residual is for models of Mamba blocks alone, not for {type(model).__name__}: drop it"
+        )
+    if orders:
+        reorder(model, orders)
+    for fuse in architecture_of(model).fusions:
+        fuse(model)
+    if rotate_residual:
+        fuse_final_norm(model)
+        rotate_residual_stream(model)
+    rotate_out_proj(model)

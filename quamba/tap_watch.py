@@ -1,0 +1,246 @@
+"""Watches the taps of a float model while text runs through it: an observer each, and a sample that judges its scale.
+
+Dims: B batch, L tokens, S heads, P head_dim, D = S * P d_inner, G SSD groups, N d_state.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from . import numerics
+from .activations import ActivationRecorder, split_tap_name
+from .convert import tap_modules
+from .errors import QuambaError
+from .grouped_observer import (
+    CachedStatesCrossHeadMinmaxObserver,
+    CrossHeadMinmaxObserver,
+    GroupedObserver,
+    PerSSDGroupObserver,
+)
+from .histogram import SignedHistogram
+from .mamba_slots import mamba_slots
+from .nn.mamba2 import Mamba2Sizes
+from .nn.taps import STATE_TAP
+from .observer import Observer
+from .tap_observers import create_tap_observer
+from .transforms.clusters import ChannelOrder
+
+DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and saturation are measured on
+GROUPED_MANTISSA = 9  # bits of a bin in the histograms of a group, which are many: a quarter of the usual memory
+GROUPED_SAMPLE = 1 << 14  # the same of a tap with a scale per group, whose sampled values are kept as they are:
+GROUPED_BATCHES = 16  # of as many batches, spread over all of them, a MB or two a tap
+
+
+@dataclass
+class TapResult:
+    """What calibration found at one tap: the scale, and how well it fits the values that were seen."""
+
+    observer: str
+    scale: float | list[float]  # one, or one of each group
+    max: float  # largest magnitude
+    saturated_share: float
+    sqnr_db: float | None  # None where nothing was lost
+    group_id: list | None = None  # the group of each channel, [D] or [S, P]; None where a scale is a tensor's as it is
+
+    def __post_init__(self):
+        scales = self.scale if isinstance(self.scale, list) else [self.scale]
+        for scale in scales or [None]:
+            if not isinstance(scale, float) or not 0 < scale < math.inf:
+                raise ValueError(f"{scale!r} is no scale")
+        if self.group_id is not None:
+            groups = torch.tensor(self.group_id)
+            if groups.dtype != torch.int64 or not torch.equal(groups.unique(), torch.arange(len(scales))):
+                raise ValueError(f"the groups of channels do not fit {len(scales)} scales")
+
+    def scales(self) -> Tensor:
+        """float32: one value, one for each group, or, where there is a `group_id`, one for each channel."""
+        scale = torch.tensor(self.scale)
+        return scale if self.group_id is None else scale[torch.tensor(self.group_id)]
+
+
+class _TapWatch:
+    """An observer and a sample of the same values, which says how well the observer's scale fits."""
+
+    def __init__(self, name: str, observer: Observer, observer_name: str):
+        self.name, self.observer, self.observer_name = name, observer, observer_name
+        self.sample = SignedHistogram()
+
+    def update(self, x: Tensor) -> None:
+        try:
+            self.observer.update(x)
+        except QuambaError as error:
+            raise QuambaError(f"tap {self.name}: {error}") from error
+        self._sample(x)
+
+    def _sample(self, x: Tensor) -> None:
+        stride = max(1, x.numel() // DIAGNOSTIC_SAMPLE)
+        while math.gcd(stride, x.shape[-1]) > 1:  # so that every channel is sampled, not always the same few
+            stride += 1
+        self.sample.update(x.flatten()[::stride])
+
+    def result(self) -> TapResult:
+        scale, _ = self.observer.get_quantization_parameters()
+        self._check_scale(scale)
+        low, high = numerics.integer_range(self.observer.n_bits)
+        distribution = self.sample.distribution()
+        step = scale.double().reshape(1)
+        noise = float(distribution.mean_squared_error(step, high, -low))
+        saturated = (
+            distribution.positive.above((high + 0.5) * step)[0] + distribution.negative.above((0.5 - low) * step)[0]
+        )
+        share = float(saturated) / distribution.count
+        return self._result(float(scale), distribution.mean_square(), noise, share)
+
+    def _check_scale(self, scale: Tensor) -> None:
+        if scale.numel() != self._scale_count():
+            raise QuambaError(
+                f"observer {self.observer_name!r} gave {scale.numel()} scales: tap {self.name} takes "
+                f"{'one' if self._scale_count() == 1 else self._scale_count()}"
+            )
+        for value in scale.flatten().tolist():
+            if not 0 < value < math.inf:
+                raise QuambaError(f"observer {self.observer_name!r} gave the scale {value} for tap {self.name}")
+
+    def _scale_count(self) -> int:
+        return 1
+
+    def _result(self, scale: float | list[float], signal: float, noise: float, saturated_share: float) -> TapResult:
+        return TapResult(
+            observer=self.observer_name,
+            scale=scale,
+            max=max(-self.observer.minimum, self.observer.maximum),
+            saturated_share=saturated_share,
+            sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
+        )
+
+
+class _GroupedTapWatch(_TapWatch):
+    """The same of a tap with a scale per group of channels; `expanded`: whether the block takes one per channel."""
+
+    def __init__(self, name: str, observer: GroupedObserver, observer_name: str, expanded: bool):
+        super().__init__(name, observer, observer_name)
+        self.expanded = expanded
+        self._samples: list[Tensor] = []  # [n, channels] each, of every `_every`-th batch
+        self._seen, self._every = 0, 1
+
+    def _sample(self, x: Tensor) -> None:
+        due = self._seen % self._every == 0
+        self._seen += 1
+        if not due:
+            return
+        self._samples.append(self._rows_of(x))
+        if len(self._samples) > GROUPED_BATCHES:  # every second one goes, and of those to come too
+            self._samples, self._every = self._samples[::2], 2 * self._every
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        """About GROUPED_SAMPLE values, float32 [n, channels], one row at least."""
+        values = self.observer.view(x).movedim(-2, -1)  # [..., rest, channels]
+        inner, rows = values.shape[-2], values.flatten(0, -2)  # [n, channels]
+        stride = max(1, rows.numel() // GROUPED_SAMPLE)
+        while math.gcd(stride, inner) > 1:  # so that every place of the rest is sampled, not always the same few
+            stride += 1
+        return rows[::stride].float().clone()
+
+    def _scale_count(self) -> int:
+        return self.observer.groups
+
+    def result(self) -> TapResult:
+        scale, _ = self.observer.get_quantization_parameters()
+        self._check_scale(scale)
+        values, steps = torch.cat(self._samples), scale.float()[self.observer.group_id.flatten()]  # [n | 1, channels]
+        integers = numerics.quantize(values, steps, bits=self.observer.n_bits)
+        low, high = numerics.integer_range(self.observer.n_bits)
+        saturated = ((values > (high + 0.5) * steps) | (values < (low - 0.5) * steps)).double().mean()
+        noise = (values - numerics.dequantize(integers, steps)).double().square().mean()
+        signal = float(values.double().square().mean())
+        result = self._result(scale.float().tolist(), signal, float(noise), float(saturated))
+        result.group_id = self.observer.group_id.tolist() if self.expanded else None
+        return result
+
+
+@dataclass(frozen=True)
+class _TapGroups:
+    """The groups of a tap that have a scale each: the kind of observer, its arguments, and see `_GroupedTapWatch`."""
+
+    kind: type[GroupedObserver]
+    arguments: dict
+    expanded: bool = True
+
+
+def _tap_groups(tap: str, sizes: Mamba2Sizes, order: ChannelOrder | None) -> _TapGroups | None:
+    """Those of a tap of a Mamba2 block whose channels may have an `order`; None where one scale serves all."""
+    if (
+        tap == STATE_TAP
+    ):  # a scale for every channel: per head, or per cluster of x, int8 states lose four times as much
+        channels = torch.arange(sizes.d_inner).view(sizes.heads, sizes.head_dim)  # [S, P]
+        return _TapGroups(CachedStatesCrossHeadMinmaxObserver, {"group_id": channels})
+    if tap in ("conv_in", "x") and order is not None:
+        return _TapGroups(CrossHeadMinmaxObserver, {"group_id": order.group_id.flatten()})
+    if tap in ("B", "C") and sizes.groups > 1:
+        return _TapGroups(PerSSDGroupObserver, {"n_groups": sizes.groups}, expanded=False)
+    return None
+
+
+def _create_watch(name: str, observer_name: str, n_bits: int, options: Mapping, groups: _TapGroups | None) -> _TapWatch:
+    plain = create_tap_observer(observer_name, n_bits, options)
+    if groups is None:
+        return _TapWatch(name, plain, observer_name)
+    coarse = {"mantissa_bits": GROUPED_MANTISSA} if "mantissa_bits" in inspect.signature(type(plain)).parameters else {}
+    observer = groups.kind(n_bits, statistic=observer_name, statistic_args=coarse | dict(options), **groups.arguments)
+    return _GroupedTapWatch(name, observer, observer_name, groups.expanded)
+
+
+class Calibrator:
+    """Context manager that feeds the output of every tap of a model that has an observer to one of its own.
+
+    `observers`: tap -> observer name; `recorder`: is given the same, where it wants the tap; `orders`: the channel
+    orders of Mamba2's layers, whose groups have a scale each; `states`: whether SSM states are watched. The hooks are
+    removed when the block is left, however it is left.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        observers: dict[str, str],
+        n_bits: int,
+        head: bool,
+        options: dict,
+        recorder: ActivationRecorder | None = None,
+        orders: Mapping[int, ChannelOrder] | None = None,
+        states: bool = False,
+    ):
+        self._recorder = recorder
+        taps = {name: (module, split_tap_name(name)[1]) for name, module in tap_modules(model, head, states).items()}
+        self._modules = {name: module for name, (module, tap) in taps.items() if tap in observers}
+        self._watches = {}
+        sizes_of = {slot.index: getattr(slot.mixer, "sizes", None) for slot in mamba_slots(model)}
+        for name in self._modules:
+            layer, tap = split_tap_name(name)
+            sizes = None if layer is None else sizes_of[layer]
+            groups = None if sizes is None else _tap_groups(tap, sizes, (orders or {}).get(layer))
+            self._watches[name] = _create_watch(name, observers[tap], n_bits, options.get(observers[tap], {}), groups)
+        self._hooks: list = []
+
+    def __enter__(self) -> "Calibrator":
+        for name, module in self._modules.items():
+            self._hooks.append(module.register_forward_hook(partial(self._watch, name)))
+        return self
+
+    def _watch(self, name: str, _module: nn.Module, _args: tuple, out: Tensor) -> None:
+        self._watches[name].update(out)
+        if self._recorder and self._recorder.wants(name):
+            self._recorder.update(name, out)
+
+    def __exit__(self, *_) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def results(self) -> dict[str, TapResult]:
+        """What each tap's observer found."""
+        return {name: watch.result() for name, watch in self._watches.items()}

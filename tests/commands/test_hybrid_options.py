@@ -1,0 +1,158 @@
+"""The options of mixed precision: what they mean, and which combinations are mistakes."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+import utils
+from quamba import QuambaError
+from quamba.commands import hybrid_options
+from quamba.head_groups import HeadGroups
+
+CONFIG = {"model_type": "mamba", "num_hidden_layers": 4}
+FILE = {"1-2": "w4a8", "default": "w8a8"}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes a file of schemes and gives the options that read it."""
+
+    def write(content) -> list[str]:
+        path = tmp_path / "schemes.json"
+        path.write_text(json.dumps(content))
+        return ["--hybrid_blocks", "--hybrid_blocks_config", str(path)]
+
+    return write
+
+
+def parse(*options) -> argparse.Namespace:
+    return utils.build_parser().parse_args(["model", "--quantize", *options])
+
+
+def test_without_options_all_layers_have_one_scheme():
+    args = parse()
+    assert not hybrid_options.is_hybrid(args)
+    assert hybrid_options.hybrid_search(args) is None
+    assert hybrid_options.layer_schemes(args, CONFIG) == ()
+    assert utils.run_name(args) == "w8a8"
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
+def test_a_file_gives_every_layer_a_scheme(file, key):
+    args = parse(*file(FILE))
+    assert hybrid_options.layer_schemes(args, {key: 4}) == ("w8a8", "w4a8", "w4a8", "w8a8")
+    assert hybrid_options.layer_schemes(args, None) == ()
+    assert utils.recipe_arguments(args, {key: 4})["layer_schemes"] == ("w8a8", "w4a8", "w4a8", "w8a8")
+    assert utils.run_name(args) == "w8a8-hybrid"
+
+
+def test_options_may_be_for_some_of_the_layers(file):
+    """That 8-bit weights, the default, have no groups says nothing of the layers."""
+    args = parse(*file(FILE), "--group_size", "64", "--dynamic")
+    utils.recipe_arguments(args)
+    schemes = utils.recipe(args, tied=True, config=CONFIG).layers
+    assert [scheme.weight.group_size for scheme in schemes] == [None, 64, 64, None]
+    with pytest.raises(QuambaError, match="group_size 64 needs layers of 4 or 3-bit weights"):
+        utils.recipe_arguments(parse(*file(["w8a8"] * 4), "--group_size", "64"), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("options", "schemes"),
+    [
+        ([], ("w4a8", "w8a8")),
+        (["--a_bits", "16"], ("w4a16", "w8a16")),
+        (["--hybrid_schemes", "W3A8, w8a8,w8a16"], ("w3a8", "w8a8", "w8a16")),
+    ],
+    ids=str,
+)
+def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
+    args = parse("--hybrid_search", "5.5", *options)
+    search = hybrid_options.hybrid_search(args)
+    assert (search.schemes, search.budget.text) == (schemes, "5.5")
+    standing_in = hybrid_options.layer_schemes(args, CONFIG)  # until the search has run
+    assert len(standing_in) == 4 and set(standing_in) == set(schemes)
+    assert utils.run_name(args).endswith("-hybrid")
+
+
+def test_a_search_knows_the_rest_of_the_recipe():
+    args = parse("--hybrid_search", "20MB", "--group_size", "32", "--dynamic", "--rotate_residual", "--group_heads")
+    search = hybrid_options.hybrid_search(args, utils.head_groups(args))
+    assert (search.group_size, search.dynamic, search.rotate_residual) == (32, True, True)
+    assert search.group_heads == HeadGroups(4, 4)
+
+
+def test_what_a_search_found_goes_beside_the_logs_or_where_it_is_told(tmp_path):
+    args = parse("--hybrid_search", "5.5", "--log_dir", "out")
+    assert hybrid_options.schemes_file(args, "mamba-tiny") == Path("out/mamba-tiny.hybrid.json")
+    named = parse("--hybrid_search", "5.5", "--hybrid_blocks_config", "mine.json")
+    assert hybrid_options.schemes_file(named, "mamba-tiny") == Path("mine.json")
+
+
+def test_a_search_that_leaves_all_activations_float_leaves_no_calibration():
+    args = parse("--hybrid_search", "6", "--hybrid_schemes", "w4a8,w8a16", "--observer", "mse")
+    assert hybrid_options.found(args, ("w4a8", "w8a16")) == {"layer_schemes": ("w4a8", "w8a16")}
+    found = hybrid_options.found(args, ("w8a16", "w8a16"))
+    assert found.pop("layer_schemes") == ("w8a16", "w8a16")
+    assert {"observer", "calibration", "group_heads"} < set(found) and not any(found.values())
+    args.quantize_lm_head = True  # whose input is calibrated
+    assert hybrid_options.found(args, ("w8a16", "w8a16")) == {"layer_schemes": ("w8a16", "w8a16")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hybrid_blocks"], "--hybrid_blocks needs --hybrid_blocks_config FILE, or --hybrid_search BUDGET"),
+        (["--hybrid_blocks_config", "a.json"], "--hybrid_blocks_config a.json does nothing without --hybrid_blocks"),
+        (["--hybrid_schemes", "w4a8,w8a8"], "--hybrid_schemes w4a8,w8a8 does nothing without --hybrid_search"),
+        (["--hybrid_search", "much"], "the budget 'much' is no positive number"),
+        (["--hybrid_search", "5", "--hybrid_schemes", "w4a8"], "a search needs two schemes to choose from, got w4a8"),
+        (["--hybrid_search", "5", "--hybrid_schemes", ","], "got none"),
+        (["--hybrid_search", "5", "--hybrid_schemes", "w4a8,w5a8"], "unknown scheme 'w5a8'"),
+        (["--hybrid_search", "5", "--group_size", "63"], "group_size 63 has no kernels"),
+        (
+            ["--hybrid_search", "5", "--a_bits", "16", "--hybrid_schemes", "w4a16,w8a8"],
+            "--hybrid_schemes has layers of w8a8, whose activations are calibrated: drop --a_bits 16",
+        ),
+        (
+            ["--hybrid_search", "5", "--hybrid_schemes", "w4a16,w8a16"],
+            "--hybrid_schemes leaves the activations of every layer float: add --a_bits 16",
+        ),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_without_a_model(options, message):
+    args = parse(*options)
+    with pytest.raises(QuambaError) as error:
+        utils.recipe_arguments(args)
+        hybrid_options.hybrid_search(args)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (["w8a8"], [], "lists 1 schemes, the model has 4 layers"),
+        ({"0": "w8a8"}, [], "gives no scheme to 3 of 4 layers"),
+        (["w8a8", "w4a8", "w8a8", "w8a8"], ["--a_bits", "16"], "has layers of w8a8, whose activations are calibrated"),
+        (["w8a16"] * 4, [], "leaves the activations of every layer float: add --a_bits 16"),
+        (["w8a8", "w4a16", "w8a8", "w8a8"], ["--state_bits", "8"], "need 8-bit activations in every layer"),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_is_told_from_the_config_alone(file, content, options, message):
+    with pytest.raises(QuambaError) as error:
+        utils.recipe_arguments(parse(*file(content), *options), CONFIG)
+    assert message in str(error.value)
+
+
+def test_a_config_without_a_number_of_layers_is_told(file):
+    with pytest.raises(QuambaError, match=r"config\.json does not say how many layers"):
+        hybrid_options.layer_schemes(parse(*file(FILE)), {"model_type": "mamba"})
+
+
+def test_the_weight_method_is_that_of_the_fewest_bits_that_layers_may_have(file):
+    assert hybrid_options.default_method(parse()).method == "rtn"
+    assert hybrid_options.default_method(parse(*file(FILE))).method == "gptq"
+    assert hybrid_options.default_method(parse("--hybrid_search", "5")).method == "gptq"
