@@ -205,7 +205,7 @@ def test_a_head_with_other_activations_than_the_blocks_is_none(tiny_mamba2):
         ({"slot": "tap_scales"}, "every layer needs its scales"),
         ({"slot": "dt_bias"}, "a layer lacks A, D or dt_bias"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 @torch.inference_mode()
 def test_misfitting_arguments_are_refused_by_name(tiny_mamba2, tokens, changed, message):
