@@ -143,6 +143,22 @@ def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, argum
     return found.assignment.schemes
 
 
+def quantize_and_save(
+    model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict, target: Path | None
+) -> dict:
+    """Quantizes the model in place, after the search that is asked for, and writes it wherever it goes; for the log."""
+    if args.hybrid_search is not None:
+        arguments |= hybrid_options.found(args, search_layer_schemes(args, checkpoint, arguments))
+    found = quantize(model, tokenizer, args, arguments)
+    if target:
+        quamba.save(model, tokenizer, target)
+    if args.save_dequantized:
+        save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
+    if arguments["progress_dir"]:
+        ResumeFolder(arguments["progress_dir"], {}).discard()  # all that it led to is saved
+    return found
+
+
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
     """Where --pretrained_dir says that the quantized model goes, None without it."""
     if not args.pretrained_dir:
@@ -235,15 +251,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         if not args.skip_float:
             float_result = measure(model, tokenizer, args, checkpoint, "float")
             log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
-        if args.hybrid_search is not None:
-            arguments |= hybrid_options.found(args, search_layer_schemes(args, checkpoint, arguments))
-        log |= quantize(model, tokenizer, args, arguments)
-        if target:
-            quamba.save(model, tokenizer, target)
-        if args.save_dequantized:
-            save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
-        if arguments["progress_dir"]:
-            ResumeFolder(arguments["progress_dir"], {}).discard()  # all that it led to is saved
+        log |= quantize_and_save(model, tokenizer, args, checkpoint, arguments, target)
         disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
         log["saved"] = str(target) if target else None
     recipe = recipe_of(model)
