@@ -21,6 +21,7 @@ from .grouped_observer import (
     CrossHeadMinmaxObserver,
     GroupedObserver,
     PerSSDGroupObserver,
+    expand_to_channels,
 )
 from .histogram import SignedHistogram
 from .mamba_slots import mamba_slots
@@ -60,7 +61,7 @@ class TapResult:
     def scales(self) -> Tensor:
         """float32: one value, one for each group, or, where there is a `group_id`, one for each channel."""
         scale = torch.tensor(self.scale)
-        return scale if self.group_id is None else scale[torch.tensor(self.group_id)]
+        return scale if self.group_id is None else expand_to_channels(scale, torch.tensor(self.group_id))
 
 
 class _TapWatch:

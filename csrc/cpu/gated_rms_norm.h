@@ -3,7 +3,7 @@
 template <typename T>
 inline void gated_rms_norm(const float* y, const T* z, float z_scale, int64_t n, float eps, float* out) {
   VecF squares{};
-  // whole vectors have a constant count, which the loads and stores of a tail have not: three times as fast
+  // a constant count makes plain loads and stores of those of whole vectors
   const auto gate = [&](int64_t i, int count) __attribute__((always_inline)) {
     const VecF gated = load(y + i, count) * silu(load(z + i, count) * z_scale);
     squares = fma(gated, gated, squares);
