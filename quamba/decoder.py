@@ -21,8 +21,8 @@ class Decoder:
 
     transformers' own mixers in a float model are replaced by ours, which share their parameters: the originals forget
     the SSM state where several tokens continue a sequence. A quantized model's weights are laid out for its kernels,
-    and a single token goes through all of its blocks as one op where its architecture has one. Raises QuambaError for
-    an architecture without mixers here.
+    and a single token goes through all of its blocks as one op, unless it is a hybrid or its blocks have activations
+    of several formats. Raises QuambaError for an architecture without mixers here.
 
     `prefill_rows`: tokens of all sequences that a prefill computes at once. Memory does not grow with the prompt then,
     and the weights, read once for each chunk, are still a small part of the work.
@@ -34,10 +34,10 @@ class Decoder:
         except QuambaError as error:
             raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
         mixers = [slot.mixer for slot in mamba_slots(model)]
-        self._blocks: Callable | None = None  # all blocks as one op for a single token, where there is one
+        self._blocks: Callable | None = None  # all blocks as one op for a single token, where one op can be all
         if all(isinstance(mixer, architecture.quant_mixer) for mixer in mixers):
             place_weights(model)
-            if architecture.step and not hybrid_of(model):
+            if not hybrid_of(model):
                 self._blocks = architecture.step(mixers, model.backbone.norm_f, model.lm_head)
         else:
             install_float_mixers(model)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..schemas import STEP_SLOTS
@@ -25,6 +26,7 @@ class StepSizes:
     hidden: int
     dt_rank: int
     eps: float
+    ssm_norm_eps: float | None
     dynamic: bool
 
 
@@ -54,6 +56,8 @@ def _step_layer(
         conv_scale, conv_bias = layer["conv_scale"], layer["conv_bias"]
         x = causal_conv1d_int8(x, layer["conv_weight"], conv_scale, conv_bias, scales[3], conv_state)
     dt_B_C = linear("x_proj", multiplied(x[:, 0], layer["x_proj.multiplier"]), scales[3], R + 2 * N)  # [B, R + 2N]
+    if sizes.ssm_norm_eps is not None:
+        dt_B_C = torch.cat([rms_norm(part, sizes.ssm_norm_eps) for part in dt_B_C.split([R, N, N], dim=-1)], dim=-1)
     if taps is not None:
         dt_B_C = quantize(dt_B_C, layer["x_proj_out_scale"])
     dt, B, C = dt_B_C.split([R, N, N], dim=-1)
@@ -77,13 +81,14 @@ def mamba1_step(
     base: Tensor,
     dt_rank: int,
     eps: float,
+    ssm_norm_eps: float | None,
     group_sizes: list[int],
     dynamic: bool,
     norm_weight: Tensor | None,
     head: list[Tensor | None],
     logits: Tensor | None,
 ) -> None:
-    sizes = StepSizes(hidden.shape[1], dt_rank, eps, dynamic)
+    sizes = StepSizes(hidden.shape[1], dt_rank, eps, ssm_norm_eps, dynamic)
     views = layer_slots(layers, STEP_SLOTS)
     for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):
         hidden += _step_layer(hidden, layer, *states, base, sizes, group_size)
