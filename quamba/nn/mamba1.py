@@ -16,6 +16,7 @@ from ..errors import QuambaError
 from ..hadamard import base_on
 from ..scheme import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
+from . import float_kernels
 from .conv1d import QuantConv1d
 from .linear import QuantLinear
 from .mixer import QuantMixer
@@ -68,7 +69,7 @@ class Mamba1Mixer(nn.Module):
         x, z = xz.chunk(2, dim=-1)
         x, z = tap["conv_in"](zero_padding(x, attention_mask)), tap["z"](z)
         conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
-        x = ops.causal_conv1d(x, conv_weight, conv_bias, conv_state)  # [B, L, D]
+        x = float_kernels.causal_conv1d(x, conv_weight, conv_bias, conv_state)  # [B, L, D]
         x = tap["x"](zero_padding(x, attention_mask))
         dt, B, C = self.x_proj(x.to(dtype)).float().split([self.dt_rank, N, N], dim=-1)  # [B, L, R | N | N]
         if self.ssm_norm_eps is not None:
@@ -76,7 +77,7 @@ class Mamba1Mixer(nn.Module):
         dt, B, C = tap["dt_rank"](dt), tap["B"](B), tap["C"](C)
         dt = F.linear(dt.to(dtype), self.dt_proj.weight).float()  # [B, L, R] -> [B, L, D]
         A, dt_bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
-        y = ops.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)  # [B, L, D]
+        y = float_kernels.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)  # [B, L, D]
         if self.hadamard_out:
             y = ops.hadamard(y, base_on(D, y.device), self.out_multiplier)
         return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]

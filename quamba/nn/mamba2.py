@@ -17,6 +17,7 @@ from ..errors import QuambaError
 from ..hadamard import base_on
 from ..scheme import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
+from . import float_kernels
 from .conv1d import QuantConv1d
 from .linear import QuantLinear, split_rows
 from .mixer import QuantMixer
@@ -107,7 +108,7 @@ class Mamba2Mixer(nn.Module):
         z, xBC, dt = zxBCdt.split(sizes.in_proj_parts, dim=-1)
         z, xBC = tap["z"](z), self._tapped(zero_padding(xBC, attention_mask), CONV_INPUTS)
         conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
-        xBC = ops.causal_conv1d(torch.cat(xBC, dim=-1), conv_weight, conv_bias, conv_state)  # [B, L, X]
+        xBC = float_kernels.causal_conv1d(torch.cat(xBC, dim=-1), conv_weight, conv_bias, conv_state)  # [B, L, X]
         x, B, C = self._tapped(zero_padding(xBC, attention_mask), CONV_OUTPUTS)
         y = self._scan(x, dt, sizes.grouped(B), sizes.grouped(C), ssm_state)  # [B, L, D]
         y = ops.gated_rms_norm(y, z, None, self.norm.variance_epsilon, sizes.groups) * self.norm.weight.float()
@@ -120,12 +121,12 @@ class Mamba2Mixer(nn.Module):
         A, D, dt_bias = -torch.exp(self.A_log.float()), self.D.float(), self.dt_bias.float()
         limits, state_tap = (self.dt_min, self.dt_max), self.taps[STATE_TAP]
         if not state_tap._forward_hooks:
-            return ops.ssd_scan(x, dt, A, B, C, D, dt_bias, *limits, ssm_state)
+            return float_kernels.ssd_scan(x, dt, A, B, C, D, dt_bias, *limits, ssm_state)
         state = x.new_zeros(self.sizes.state_shape(len(x))) if ssm_state is None else ssm_state
         pieces = []
         for part in zip(*(tensor.split(WATCHED_STRIDE, dim=1) for tensor in (x, dt, B, C)), strict=True):
             x, dt, B, C = part
-            pieces.append(ops.ssd_scan(x, dt, A, B, C, D, dt_bias, *limits, state))
+            pieces.append(float_kernels.ssd_scan(x, dt, A, B, C, D, dt_bias, *limits, state))
             state_tap(state)
         return torch.cat(pieces, dim=1)
 
