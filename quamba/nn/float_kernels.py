@@ -1,5 +1,5 @@
-"""The float convolution and scans of calibration: on a GPU those of causal-conv1d and mamba-ssm where they are installed
-and take the case, and our own ops everywhere else.
+"""The float convolution and scans of calibration: on a GPU those of causal-conv1d and mamba-ssm where they are
+installed and take the case, and our own ops everywhere else.
 
 Both compute the same from float32, up to the order of sums and, in mamba-ssm's Mamba2 scan, products of TF32 (10 bits).
 
