@@ -37,7 +37,7 @@ from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
-from quamba.hybrid_blocks import write_layer_schemes
+from quamba.hybrid_blocks import check_searchable, write_layer_schemes
 from quamba.hybrid_run import search_schemes
 from quamba.mamba_slots import mamba_layers
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
@@ -218,8 +218,7 @@ def check_outputs(args: argparse.Namespace, checkpoint: Checkpoint, target: Path
         check_recordable(args.save_activations)
     if args.hybrid_search is not None:
         file = hybrid_options.schemes_file(args, checkpoint.name)
-        if file.is_dir():
-            raise quamba.QuambaError(f"--hybrid_blocks_config {file} is a folder: name the file that the search writes")
+        check_searchable(file)
         require_writable(file.parent)
     if args.save_dequantized:
         check_new_folder(Path(args.save_dequantized))

@@ -11,7 +11,7 @@ from quamba.__main__ import main as quamba_main
 from quamba.checkpoint import recipe_of, resolve_checkpoint
 from quamba.commands import run_texts
 from quamba.study.result_log import find_log, read_logs
-from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log  # noqa: F401 (fixtures)
+from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log, write_tiny  # noqa: F401 (fixtures)
 from tests.tiny_hybrids import tiny_bamba
 
 GROUPS = ["--group_heads", "--head_groups", "2", "--channel_groups", "3", "--state_bits", "8"]
@@ -27,10 +27,7 @@ def family(request) -> str:
 def tiny(tmp_path, family, tiny_mamba, tiny_mamba2, tiny_tokenizer) -> list[str]:
     """The options of a run on a tiny float model and a small text: `tiny`, `text.txt`."""
     build = {"mamba": tiny_mamba, "mamba2": tiny_mamba2}[family]
-    build(vocab_size=VOCABULARY).save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(300)))
-    return ["tiny", "--ppl_dataset", "text.txt"]
+    return write_tiny(tmp_path, build(vocab_size=VOCABULARY), tiny_tokenizer)
 
 
 only_mamba2 = pytest.mark.parametrize("family", ["mamba2"], indirect=True)
@@ -233,8 +230,9 @@ def test_the_other_commands_take_such_models(tiny, family, capsys):
         (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt/a.json"], "cannot write to text.txt"),
         (
             ["--hybrid_search", "10", "--hybrid_blocks_config", "."],
-            "--hybrid_blocks_config . is a folder: name",
+            ". is a folder: name the file that the search writes",
         ),
+        (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt"], "text.txt was not written by a search"),
         (["--hybrid_search", "10", "--group_heads"], "group_heads is for Mamba2"),
         (["--hybrid_search", "10", "--w_bits", "4"], "--w_bits 4 does nothing where layers have schemes of their own"),
         (["--quantize_embedding", "--embedding_bits", "0"], "embedding_bits are 3, 4 or 8, not 0"),
