@@ -10,6 +10,7 @@ if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in
 import argparse
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,15 +29,17 @@ from quamba.checkpoint import (
     resolve_checkpoint,
     save_dequantized,
 )
-from quamba.commands import hybrid_options
+from quamba.commands import hybrid_options, run_texts
+from quamba.commands.weight_options import given_weight_options, weight_method
 from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
 from quamba.files import require_writable
-from quamba.hybrid_blocks import write_layer_schemes
+from quamba.hybrid_blocks import check_searchable, write_layer_schemes
 from quamba.hybrid_run import search_schemes
+from quamba.mamba_slots import mamba_layers
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.scheme import QuantizationRecipe, get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
@@ -53,20 +56,20 @@ def say(text: str = "") -> None:
 
 def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, what: str) -> EvaluationResult:
     """Every evaluation that the options ask for."""
-    texts, task_runs = utils.evaluation_plan(args, checkpoint)
-    size = utils.batch_size(args, checkpoint)
+    texts, task_runs = run_texts.evaluation_plan(args, checkpoint)
+    size = run_texts.batch_size(args, checkpoint)
     say(f"Measuring the {what} model")
     result = evaluate(
         model,
         tokenizer,
         texts,
-        max_windows=utils.max_windows(args, checkpoint, texts),
+        max_windows=run_texts.max_windows(args, checkpoint, texts),
         by_token=args.ppl_by_token,
         data_dir=data_dir_for(args.data_dir, *texts),
         batch_size=size,
     )
     for tasks, examples in task_runs:
-        limit = utils.TESTING_TASK_ITEMS if args.testing else None
+        limit = run_texts.TESTING_TASK_ITEMS if args.testing else None
         run = evaluate(
             model,
             tokenizer,
@@ -88,21 +91,22 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
         "group_heads": utils.head_groups(args),
         "observer": utils.observer_spec(args),
         "observer_options": utils.observer_options(args),
-        "calibration": utils.calibration_source(args, checkpoint),
+        "calibration": run_texts.calibration_source(args, checkpoint),
         "save_activations": args.save_activations,
-        "weights": utils.weight_method(args),
-        "weight_text": utils.weight_text(args, checkpoint),
-        "progress_dir": progress_dir(args, checkpoint),
         "resume": args.resume,
+        **weight_arguments(args, checkpoint, hybrid_options.lowest_bits(args, checkpoint.config)),
     }
 
 
-def progress_dir(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
-    """Where a run keeps the layers that are done, None of one that rounds weights at once."""
-    if not utils.weight_method(args).calibrated:
-        return None
-    name = f"{checkpoint.name}-{utils.run_name(args)}-{utils.weight_method(args).method}.partial"
-    return Path(args.pretrained_dir or args.log_dir) / name
+def weight_arguments(args: argparse.Namespace, checkpoint: Checkpoint, bits: int) -> dict:
+    """What they mean for the weights, the fewest bits of a layer being `bits`."""
+    weights = weight_method(args, bits)
+    progress_dir = None  # where a run keeps the layers that are done, if it does not round all weights at once
+    if weights.calibrated:
+        folder = Path(args.pretrained_dir or args.log_dir)
+        progress_dir = folder / f"{checkpoint.name}-{utils.run_name(args)}-{weights.method}.partial"
+    text = run_texts.weight_text(args, checkpoint, weights)
+    return {"weights": weights, "weight_text": text, "progress_dir": progress_dir}
 
 
 def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dict:
@@ -123,7 +127,7 @@ def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dic
 def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict) -> tuple[str, ...]:
     """The scheme of every layer that a search on a copy of the float model finds; written to a file, and shown."""
     search = hybrid_options.hybrid_search(args, arguments["group_heads"])
-    text = utils.calibration_text(args, checkpoint)
+    text = run_texts.searched_text(args, checkpoint)
     say(
         f"Searching schemes of the layers, {' or '.join(search.schemes)} within {search.budget.text}: {text.describe()}"
     )
@@ -132,7 +136,7 @@ def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, argum
         model,
         text.windows(tokenizer),
         search,
-        utils.observers(args, architecture_of(model).taps) if utils.calibrates(args) else {},
+        utils.observers(args, architecture_of(model).taps) if run_texts.calibrates(args) else {},
         options=arguments["observer_options"],
         batch_size=text.batch_size,
     )
@@ -148,7 +152,10 @@ def quantize_and_save(
 ) -> dict:
     """Quantizes the model in place, after the search that is asked for, and writes it wherever it goes; for the log."""
     if args.hybrid_search is not None:
-        arguments |= hybrid_options.found(args, search_layer_schemes(args, checkpoint, arguments))
+        schemes = search_layer_schemes(args, checkpoint, arguments)
+        arguments |= hybrid_options.found(args, schemes)
+        if not given_weight_options(args):  # the default is that of the bits which layers have now
+            arguments |= weight_arguments(args, checkpoint, hybrid_options.fewest_bits(schemes))
     found = quantize(model, tokenizer, args, arguments)
     if target:
         quamba.save(model, tokenizer, target)
@@ -168,7 +175,7 @@ def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
 
 def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Raises QuambaError where an evaluation would fail for a name that does not exist: now, not after hours."""
-    _, task_runs = utils.evaluation_plan(args, checkpoint)
+    _, task_runs = run_texts.evaluation_plan(args, checkpoint)
     if task_runs:
         from quamba.evaluate.lm_eval import check_tasks  # seconds to import, and only tasks need it
 
@@ -186,15 +193,23 @@ def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
 
 def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) -> None:
     """Raises QuambaError for options that the blocks of the loaded model have no use for."""
-    if utils.calibrates(args):
+    if run_texts.calibrates(args):
         utils.observer_options(args, architecture_of(model).taps)
     if arguments["group_heads"]:
-        arguments["group_heads"].check(model)
+        asked = [name for name in utils.GROUP_OPTIONS.split() if getattr(args, name) is not None]
+        arguments["group_heads"].check(model, asked)
     if search := hybrid_options.hybrid_search(args, arguments["group_heads"]):
         search.check(model)
 
 
-def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
+def read_texts(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict | None) -> list:
+    """What a quantization reads, or an earlier result of it, None among them; none where nothing is quantized."""
+    if arguments is None:
+        return []
+    return [arguments["calibration"], arguments["weight_text"], run_texts.searched_text(args, checkpoint)]
+
+
+def check_outputs(args: argparse.Namespace, checkpoint: Checkpoint, target: Path | None) -> None:
     """Raises QuambaError where what the run makes could not be written: now, not after the work."""
     require_writable(Path(args.log_dir))
     if args.calibration:
@@ -202,7 +217,9 @@ def check_outputs(args: argparse.Namespace, target: Path | None) -> None:
     if args.save_activations:
         check_recordable(args.save_activations)
     if args.hybrid_search is not None:
-        require_writable(hybrid_options.schemes_file(args, "").parent)
+        file = hybrid_options.schemes_file(args, checkpoint.name)
+        check_searchable(file)
+        require_writable(file.parent)
     if args.save_dequantized:
         check_new_folder(Path(args.save_dequantized))
         require_writable(Path(args.save_dequantized).resolve().parent)
@@ -219,32 +236,33 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
         hybrid_options.hybrid_search(args, utils.head_groups(args))
-        utils.weight_method(args)
+        if (bits := hybrid_options.lowest_bits(args, None)) is not None:
+            weight_method(args, bits)
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     check_evaluation(args, checkpoint)
     arguments, target = None, None
     if args.quantize:
         check_checkpoint(checkpoint, args)
+        utils.check_quantization_options(args, parser, checkpoint.config)  # of the layers' own schemes too
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
-    utils.check_data_dir(args, checkpoint, arguments or {})
-    check_outputs(args, target)
+    run_texts.check_data_dir(args, checkpoint, read_texts(args, checkpoint, arguments))
+    check_outputs(args, checkpoint, target)
     if args.resume:
         ResumeFolder(arguments["progress_dir"], {}).require_started()
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
         check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings, checkpoint.config))
         check_options_of_blocks(model, args, arguments)
-        searched = utils.calibration_text(args, checkpoint) if args.hybrid_search is not None else None
-        for text in (arguments["calibration"], arguments["weight_text"], searched):
+        for text in read_texts(args, checkpoint, arguments):
             if isinstance(text, CalibrationText):
                 text.windows(tokenizer)  # a text that cannot be read is said now
     log = {
         "args": vars(args),
         "env": environment(args.seed, model.device.type),
-        "model": utils.model_name(checkpoint),
+        "model": run_texts.model_name(checkpoint),
     }
-    if utils.embedded_defaults(checkpoint):
+    if run_texts.embedded_defaults(checkpoint):
         log["assets_sha256"] = asset_hashes()
     disk_bytes, float_result = checkpoint_bytes(checkpoint.path), None
     if args.quantize:
@@ -264,15 +282,16 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
     items = result.item_values() | ({"float": float_result.item_values()} if float_result else {})
     path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}", items)
-    report(log, compare(float_result, result) if float_result else None, path)
+    blocks = mamba_layers(model) if recipe else []
+    report(log, blocks, compare(float_result, result) if float_result else None, path)
 
 
-def report(log: dict, intervals: dict | None, path: Path) -> None:
-    """Prints the table and where things are."""
+def report(log: dict, blocks: Sequence[bool], intervals: dict | None, path: Path) -> None:
+    """Prints the table and where things are; `blocks`: which decoder layers have a Mamba block."""
     say()
     console.print(summary_table(log, intervals))
     if log["recipe"]:
-        say(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe()}")
+        say(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe(blocks)}")
     if weights := log.get("weights"):
         say(f"weights     {weights_line(weights)}")
     if calibration := log.get("calibration"):

@@ -1,34 +1,27 @@
 """The options of main.py: what each means, its default, and which combinations make no sense."""
 
 import argparse
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
-from quamba import CalibrationResult, CalibrationText, QuambaError, text_sources
+from quamba import QuambaError
 from quamba.architectures import BLOCK_TAPS
-from quamba.checkpoint import METHOD, Checkpoint
+from quamba.checkpoint import Checkpoint
 from quamba.commands.arguments import positive_int, seed
-from quamba.commands.hybrid_options import HYBRID_OPTIONS, is_hybrid, layer_schemes
+from quamba.commands.hybrid_options import HYBRID_OPTIONS, HYBRID_SUFFIX, is_hybrid, layer_schemes, lowest_bits
 from quamba.commands.run_options import add_calibration_options, add_evaluation_options, add_quantization_options
+from quamba.commands.run_texts import TEXT_OPTIONS, calibrates
 from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
-from quamba.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from quamba.head_groups import HeadGroups
 from quamba.nn.taps import STATE_TAP
-from quamba.scheme import FLOAT, FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
+from quamba.scheme import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.tap_observers import check_observer_options, parse_observers
-from quamba.text_sources import FOLDER_TEXTS, data_dir_for, find_data_files
-from quamba.weight_run import WINDOWS
+from quamba.text_sources import FOLDER_TEXTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
-GENERATION_TASKS = "nq_open,squadv2"
-# --testing: enough of everything to see that a run works from end to end
-TESTING_CALIB_DATA_NUM, TESTING_PPL_WINDOWS, TESTING_TASK_ITEMS = 8, 8, 16
 # options that need --quantize: those that quamba.quantize takes by their names, others, those of calibration
 RECIPE_OPTIONS = (
     "group_size dynamic quantize_embedding quantize_lm_head embedding_bits lm_head_bits rotate_residual state_bits"
@@ -39,9 +32,6 @@ QUANTIZATION_OPTIONS = (
     f"{GROUP_OPTIONS} {HYBRID_OPTIONS}"
 )
 OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations group_heads"
-TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen"
-
-HYBRID_SUFFIX = "-hybrid"
 
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
@@ -153,20 +143,6 @@ def recipe(args: argparse.Namespace, tied: bool, config: Mapping | None = None) 
     return found
 
 
-def weight_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText | None:
-    """What a method that looks at activations reads; None of one that looks at none."""
-    if not weight_method(args).calibrated:
-        return None
-    text = calibration_text(args, checkpoint)
-    data_num = text.data_num if args.calib_data_num else min(text.data_num, WINDOWS)
-    return dataclasses.replace(text, data_num=data_num, sampling="slices")
-
-
-def calibrates(args: argparse.Namespace) -> bool:
-    """Whether activations are quantized, with scales from a calibration."""
-    return args.a_bits != FLOAT.bits
-
-
 def observer_spec(args: argparse.Namespace) -> str | None:
     """What --observer and --use_outlier_aware ask for, None for nothing. Raises QuambaError where the two disagree."""
     if not args.use_outlier_aware:
@@ -199,146 +175,19 @@ def observer_options(args: argparse.Namespace, taps: Sequence[str] = BLOCK_TAPS)
     return options
 
 
-def embedded_defaults(checkpoint: Checkpoint) -> EmbeddedDefaults | None:
-    """What a run on an embedded checkpoint uses by default, also once it was quantized and saved; else None."""
-    known = checkpoint.embedded or checkpoint.quantization_method == METHOD
-    return EMBEDDED_MODELS.get(model_name(checkpoint)) if known else None
-
-
-def check_text(option: str, name: str) -> None:
-    """Raises QuambaError where a text is neither a name nor a file: better now than after minutes of work."""
-    if name not in TEXT_NAMES and not Path(name).exists():
-        raise QuambaError(f"{option} {name!r} is neither a file or folder here nor one of {', '.join(TEXT_NAMES)}")
-
-
-def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText:
-    """Text, amount and seed of the calibration; embedded checkpoints have smaller defaults."""
-    defaults, common = embedded_defaults(checkpoint), CalibrationText()
-    data_num = args.calib_data_num or (defaults.calib_data_num if defaults else common.data_num)
-    dataset = args.calib_dataset or (defaults.calib_dataset if defaults else common.dataset)
-    check_text("--calib_dataset", dataset)
-    return CalibrationText(
-        dataset=dataset,
-        data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
-        seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
-        seed=args.seed,
-        batch_size=batch_size(args, checkpoint),
-        data_dir=data_dir_for(args.data_dir, dataset),
-    )
-
-
-def calibration_source(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationResult | CalibrationText | None:
-    """An earlier result where --calibration names an existing file, else the text to calibrate on, None where none is.
-
-    Raises QuambaError where the earlier result is of another text than the options ask for.
-    """
-    if not calibrates(args):
-        return None
-    text = calibration_text(args, checkpoint)
-    if not args.calibration or not Path(args.calibration).exists():
-        return text
-    if args.save_activations:
-        raise QuambaError(
-            f"--save_activations {args.save_activations} needs a calibration run, and --calibration "
-            f"{args.calibration} is reused: drop one of them"
-        )
-    result = CalibrationResult.load(args.calibration)
-    used = result.text or {}
-    asked = {option: getattr(text, option.removeprefix("calib_")) for option in TEXT_OPTIONS.split()}
-    asked["data_dir"] = data_dir_for(args.data_dir, used.get("dataset"))
-    for option, value in asked.items():
-        made_with = used.get(option.removeprefix("calib_"))
-        if getattr(args, option) is not None and made_with != value:
-            raise QuambaError(
-                f"--{option} {getattr(args, option)} does not fit --calibration {args.calibration}, which was made "
-                f"{'without it' if made_with is None else f'with {made_with}'}: drop one of them, or name a new file"
-            )
-    return result
-
-
 def own_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of the checkpoint's weights as its config names it, float32 where it names none."""
     name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     return DTYPES.get(name, torch.float32)
 
 
-def batch_size(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
-    """Sequences at a time, in calibration and evaluation."""
-    return args.batch_size or (embedded_defaults(checkpoint) or CalibrationText()).batch_size
-
-
-def max_windows(args: argparse.Namespace, checkpoint: Checkpoint, texts: list[str]) -> int | None:
-    """How many windows perplexity is measured on, None for all: a part of the embedded text, all of any other."""
-    if args.testing:
-        return TESTING_PPL_WINDOWS
-    defaults = embedded_defaults(checkpoint)
-    return defaults.ppl_windows if defaults and texts == [defaults.ppl_dataset] else None
-
-
-def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[list[str], list[tuple[list[str], int]]]:
-    """(perplexity texts, [(tasks, examples), ...]) of a run. Raises QuambaError for options that contradict."""
-    defaults = embedded_defaults(checkpoint)
-    if args.fewshot and not args.eval_few_shot:
-        raise QuambaError(f"--fewshot {args.fewshot} does nothing without --eval_few_shot")
-    if args.task_list and args.eval_generation and (args.eval_zero_shot or args.eval_few_shot):
-        raise QuambaError("--task_list names the tasks of one kind of run: give --eval_generation a run of its own")
-    with_tasks = args.eval_zero_shot or args.eval_few_shot or args.eval_generation
-    with_ppl = args.eval_ppl or args.ppl_dataset is not None
-    zero_shot = args.eval_zero_shot or (args.task_list is not None and not with_tasks)
-    if not (with_tasks or with_ppl or zero_shot):
-        with_ppl, zero_shot = True, defaults is not None
-    texts = [args.ppl_dataset or (defaults.ppl_dataset if defaults else "wikitext2")] if with_ppl else []
-    for text in texts:
-        check_text("--ppl_dataset", text)
-
-    def tasks(default: str) -> list[str]:
-        names = default if args.task_list is None else args.task_list
-        return [name.strip() for name in names.split(",") if name.strip()]
-
-    if args.task_list is not None and not tasks(""):
-        raise QuambaError(f"--task_list {args.task_list!r} names no task")
-
-    default_tasks = ",".join(defaults.tasks) if defaults else ZERO_SHOT_TASKS
-    runs = [(tasks(default_tasks), 0)] if zero_shot else []
-    runs += [(tasks(default_tasks), args.fewshot or 5)] if args.eval_few_shot else []
-    runs += [(tasks(GENERATION_TASKS), 0)] if args.eval_generation else []
-    if args.include_path is not None and not runs:
-        raise QuambaError(f"--include_path {args.include_path} does nothing without lm-eval tasks: add --task_list")
-    return texts, runs
-
-
-def check_data_dir(args: argparse.Namespace, checkpoint: Checkpoint, arguments: Mapping) -> None:
-    """Raises QuambaError where --data_dir lacks a text that it stands in for, or stands in for none of the run's.
-
-    `arguments`: those of `quamba.quantize`, empty where nothing is quantized.
-    """
-    if args.data_dir is None:
-        return
-    texts = [(text, "test") for text in evaluation_plan(args, checkpoint)[0]]
-    sources = [arguments.get("calibration"), arguments.get("weight_text")]
-    texts += [(source.dataset, "calibration") for source in sources if isinstance(source, CalibrationText)]
-    for text, split in texts:
-        if data_dir_for(args.data_dir, text):
-            find_data_files(text, split, args.data_dir)
-    # the text of an earlier result is not read again, but the option says where it was
-    earlier = [source.text["dataset"] for source in sources if isinstance(source, CalibrationResult) and source.text]
-    text_sources.check_data_dir(args.data_dir, *(text for text, _ in texts), *earlier)
-
-
-def model_name(checkpoint: Checkpoint) -> str:
-    """The model's name in logs: that of a checkpoint, without the scheme that saving has put behind it."""
-    name = checkpoint.name
-    if checkpoint.quantization_method == METHOD:
-        name = name.removesuffix(HYBRID_SUFFIX)
-        for scheme in SCHEMES:
-            name = name.removesuffix(f"-{scheme}")
-    return name
-
-
-def check_quantization_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def check_quantization_options(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, config: Mapping | None = None
+) -> None:
     """Raises QuambaError where an option was given that would do nothing.
 
-    One of quantization without --quantize, or one of calibration where activations stay float.
+    One of quantization without --quantize, or one of calibration where activations stay float. `config`: as in
+    `recipe_arguments`.
     """
 
     def given(names: str) -> list[str]:
@@ -348,7 +197,8 @@ def check_quantization_options(args: argparse.Namespace, parser: argparse.Argume
         raise QuambaError(f"--{names[0]} does nothing without --quantize: add it, or drop the option")
     if not args.quantize or calibrates(args):
         return
-    read = weight_method(args).calibrated or args.hybrid_search is not None
+    bits = lowest_bits(args, config)
+    read = args.hybrid_search is not None or bits is None or weight_method(args, bits).calibrated
     if names := given(OBSERVER_OPTIONS if read else f"{OBSERVER_OPTIONS} {TEXT_OPTIONS}"):
         raise QuambaError(f"--{names[0]} does nothing with --a_bits {args.a_bits}: activations stay float")
 

@@ -16,16 +16,23 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import torch
+
 import quamba
 from quamba.calibration import default_text
+from quamba.convert import install_float_mixers
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import compare, perplexity
+from quamba.evaluate.compare import perplexity_ratio
 from quamba.head_groups import HeadGroups
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.hybrid_search import Assignment, choose_schemes, frontier
+from quamba.hybrid_sizes import layer_sizes
+from quamba.layer_sensitivity import sum_of_divergences
 from quamba.observer import observer_names
 from quamba.profile import tensor_bytes
+from quamba.scheme import get_scheme
 from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.study.saving import save_figure
@@ -58,7 +65,7 @@ STATES = {
     "w4a8, states of 8 bits, grouped": {"scheme": "w4a8", "state_bits": 8, **GROUPED},
 }
 ACCURACY, MEGABYTE, STATE_TOKENS, STATE_WINDOWS = "acc,none", 1e6, 128, 64
-MIXED = ("w4a8", "w8a8")
+MIXED, FINER = ("w4a8", "w8a8"), 32
 
 
 def quantized(model_name: str, arguments: dict):
@@ -114,7 +121,6 @@ def mixed_table(model_name: str, windows: int) -> None:
     found = search_schemes(
         model, text.windows(tokenizer), HybridSearch(Budget.parse("6"), MIXED), DEFAULT_OBSERVERS, progress=False
     )
-    finer = {"scheme": "w4a8", "group_size": 32}  # uniform, of about the size of what is searched for it
     chosen = [_least_above(found, fraction) for fraction in (0.25, 0.5, 0.75)]
     held_out = evaluation_windows(load_text(defaults.ppl_dataset, "test"), tokenizer, 512)[:windows]
     perplexities = {}
@@ -125,8 +131,30 @@ def mixed_table(model_name: str, windows: int) -> None:
     report = hybrid_report(found.losses, found.sizes, found.weight_count, chosen, perplexities, base)
     print("\n" + to_markdown(report))
     save_figure(frontier_figure(report), Path(__file__).with_name(f"{model_name}-mixed.png"))
-    uniform, _ = quantized(model_name, finer)
-    print(f"uniform w4a8 in groups of 32: {perplexity(uniform, held_out, defaults.batch_size, progress=False).ppl:.4f}")
+    against_uniform(model_name, found, held_out)
+
+
+def against_uniform(model_name: str, found, held_out: list) -> None:
+    """The best assignment within the size of uniform W4A8 in groups of 32, and that: perplexity, and KL from float."""
+    reference = quamba.load(model_name)[0]
+    sizes, weight_count = layer_sizes(reference.backbone.layers, {"w4a8": get_scheme("w4a8", FINER)})
+    bits = 8 * sum(sizes["w4a8"]) / weight_count
+    chosen = choose_schemes(found.losses, found.sizes, Budget.parse(f"{bits}bits"), weight_count)
+    install_float_mixers(reference)
+    kinds = {
+        f"uniform w4a8 in groups of {FINER}, {bits:.3f} bits": {"scheme": "w4a8", "group_size": FINER},
+        f"the search within that, {chosen.mean_bits(weight_count):.3f} bits": {"layer_schemes": chosen.schemes},
+    }
+    results = {}
+    for label, arguments in kinds.items():
+        model, _ = quantized(model_name, {"scheme": "w4a8"} | arguments)
+        results[label] = perplexity(model, held_out, EMBEDDED_MODELS[model_name].batch_size, progress=False)
+        with torch.inference_mode():
+            pairs = ((reference(ids[None]).logits, model(ids[None]).logits) for ids in held_out)
+            divergence = sum(sum_of_divergences(*pair) for pair in pairs) / sum(len(ids) for ids in held_out)
+        print(f"{label}: perplexity {results[label].ppl:.4f}, KL from float {divergence:.5f} nats", flush=True)
+    i = perplexity_ratio(*results.values())
+    print(f"the search / uniform: x{i.estimate:.4f} [{i.low:.4f}, {i.high:.4f}]")
 
 
 def _least_above(found, fraction: float) -> Assignment:

@@ -89,8 +89,8 @@ class Study:
             sys.stderr.write(f"{time.perf_counter() - start:6.1f} s  {name}\n")
         return json.loads(path.read_text("utf-8"))
 
-    def scales(self, strategy: str) -> dict[str, float]:
-        """Tap name -> scale, of a strategy on every tap, over the calibration text."""
+    def scales(self, strategy: str) -> dict[str, float | list[float]]:
+        """Tap name -> scale, or one for each group, of a strategy on every tap, over the calibration text."""
 
         def measure() -> dict:
             model, tokenizer, text, _ = self.loaded
@@ -104,7 +104,7 @@ class Study:
                 batch_size=text.batch_size,
                 progress=False,
             )
-            return {name: tap.scale for name, tap in result.taps.items()}
+            return {name: tap.scales().tolist() for name, tap in result.taps.items()}
 
         return self.cached(f"scales {strategy}", measure)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from .activations import ActivationRecorder, split_tap_name
 from .data import (
@@ -63,7 +64,7 @@ class CalibrationText:
 
     def windows(self, tokenizer) -> Tensor:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
-        return _read_windows(self, tokenizer)
+        return _cached_windows(self, tokenizer)
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
@@ -75,7 +76,7 @@ class CalibrationText:
 
 
 @lru_cache(maxsize=2)  # main.py reads both texts before anything slow runs, quantize reads them again
-def _read_windows(text: CalibrationText, tokenizer) -> Tensor:
+def _cached_windows(text: CalibrationText, tokenizer) -> Tensor:
     documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
     if text.dataset == PLAIN_WIKITEXT:
         return first_windows(documents, tokenizer, text.seqlen, text.data_num)
@@ -213,6 +214,22 @@ def check_windows(windows: Tensor, vocab_size: int) -> None:
             f"the calibration holds token id {high if low >= 0 else low}, the model's vocabulary has {vocab_size}: "
             "is the tokenizer this model's?"
         )
+
+
+def read_windows(
+    calibration: CalibrationText | Tensor | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, CalibrationText | None]:
+    """(token ids int64 [count, seqlen], the text they are from or None where they were given)."""
+    if isinstance(calibration, Tensor):
+        windows, text = calibration, None
+    else:
+        text = default_text(model) if calibration is None else calibration
+        if not isinstance(text, CalibrationText):
+            kinds = "a CalibrationText, a CalibrationResult or a tensor of token ids"
+            raise QuambaError(f"calibration must be {kinds}, not {calibration!r}")
+        windows = text.windows(tokenizer)
+    check_windows(windows, model.config.vocab_size)
+    return windows, text
 
 
 def windows_sha256(windows: Tensor) -> str:

@@ -20,7 +20,7 @@ class GroupedObserver(Observer):
 
     group_id: int64, the group of every channel, 0..groups-1, none left out; flattened in the order of the channels.
     statistic: the name of a registered observer, and statistic_args its further arguments. The histogram ones take
-    about 1 MB per group; {"mantissa_bits": 9} takes a quarter of that, with scales within 0.1 %.
+    about 1 MB per group; {"mantissa_bits": 9} takes a quarter of that, each bit less one half.
     """
 
     def __init__(

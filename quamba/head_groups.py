@@ -3,6 +3,7 @@
 Dims: S heads, P head_dim.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from .architectures import ARCHITECTURES, architecture_of
 from .channel_maxima import collect_channel_maxima
 from .errors import QuambaError
-from .mamba_slots import mamba_slots
+from .mamba_slots import block_config, mamba_slots
+from .nn.mamba2 import Mamba2Sizes
 from .transforms.clusters import ChannelOrder, cluster_channels
 
 MAXIMA_WINDOWS = 128  # of calibration text at most, which the groups are made of
@@ -36,12 +38,26 @@ class HeadGroups:
         """`4x4 groups`."""
         return f"{self.head_groups}x{self.channel_groups} groups"
 
-    def check(self, model: nn.Module) -> None:
-        """Raises QuambaError for a model whose blocks have no heads."""
+    def check(self, model: nn.Module, asked: Collection[str] = ()) -> None:
+        """Raises QuambaError for a model whose blocks have no heads, and for more groups than heads or channels.
+
+        The latter of what is `asked` for by name alone: otherwise every head, or channel, is a group of its own.
+        """
         if architecture_of(model) is not ARCHITECTURES["mamba2"]:
             raise QuambaError(
                 f"group_heads is for Mamba2, whose blocks have heads, not for {model.config.model_type!r}: drop it"
             )
+        sizes = Mamba2Sizes.of(block_config(model))
+        there_are = {
+            "head_groups": (sizes.heads // sizes.groups, "heads in an SSD group"),
+            "channel_groups": (sizes.head_dim, "channels in a head"),
+        }
+        for name in asked:
+            count, what = there_are[name]
+            if getattr(self, name) > count:
+                raise QuambaError(
+                    f"{name} {getattr(self, name)} is too many: there are {count} {what}, so give {count} at most"
+                )
 
     def orders(self, model: nn.Module, windows: Tensor, batch_size: int, progress: bool) -> dict[int, ChannelOrder]:
         """By layer index, the order of heads and channels that puts those of like magnitude together.

@@ -36,7 +36,11 @@ def read_layer_schemes(path: str | Path, layer_count: int) -> tuple[str, ...]:
     Raises QuambaError, naming the file and the entry: for a file that cannot be read or is no JSON, another form than
     the module says, a scheme that there is not, and layers that are named twice, not at all, or do not exist.
     """
-    path = Path(path)
+    return parse_layer_schemes(_read_json(Path(path)), layer_count, path)
+
+
+def _read_json(path: Path) -> object:
+    """What a file holds. Raises QuambaError where it cannot be read or is no JSON."""
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -44,12 +48,26 @@ def read_layer_schemes(path: str | Path, layer_count: int) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise QuambaError(f"{path} is no JSON: it is not text in UTF-8") from error
     try:
-        content = json.loads(text, object_pairs_hook=_unrepeated)
+        return json.loads(text, object_pairs_hook=_unrepeated)
     except _RepeatedKey as error:
         raise QuambaError(f"{path} names {error} twice: keep one of the two") from error
     except (ValueError, RecursionError) as error:
         raise QuambaError(f"{path} is no JSON: {error}") from error
-    return parse_layer_schemes(content, layer_count, path)
+
+
+def check_searchable(path: str | Path) -> None:
+    """Raises QuambaError where a search must not write its schemes: to a folder, and over what no search wrote."""
+    path = Path(path)
+    if path.is_dir():
+        raise QuambaError(f"{path} is a folder: name the file that the search writes")
+    if not path.exists():
+        return
+    try:
+        content = _read_json(path)
+    except QuambaError:
+        content = None
+    if not isinstance(content, dict) or not {LAYERS, SEARCH} <= set(content):
+        raise QuambaError(f"{path} was not written by a search, which would replace it: name another file")
 
 
 def parse_layer_schemes(content: object, layer_count: int, source: str | Path) -> tuple[str, ...]:

@@ -95,6 +95,12 @@ def mamba_slots(model: nn.Module) -> list[MambaSlot]:
     return [slot for slot in slots if getattr(slot.layer, mixer, None) is not None]
 
 
+def mamba_layers(model: nn.Module) -> list[bool]:
+    """Whether each decoder layer has a Mamba block, of a model as `mamba_slots` takes it."""
+    indices = {slot.index for slot in mamba_slots(model)}
+    return [index in indices for index in range(len(decoder_layers(model)))]
+
+
 def block_config(model: nn.Module) -> PreTrainedConfig | SimpleNamespace:
     """What a model's config says of its Mamba blocks, under the names of a config of their kind."""
     config, hybrid = model.config, hybrid_of(model)

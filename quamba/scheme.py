@@ -132,9 +132,9 @@ class QuantizationRecipe:
             raise QuambaError(f"SSM states have {' or '.join(map(str, STATE_BITS))} bits, not {self.state_bits!r}")
         if self.state_bits == 8 and any(scheme.act == FLOAT for scheme in self.block_schemes):
             raise QuambaError("SSM states of 8 bits need 8-bit activations in every layer: leave state_bits at 32")
-        for bits in (self.embedding_bits, self.lm_head_bits):
-            if bits is not None:
-                weight_spec(bits)
+        for name in ("embedding_bits", "lm_head_bits"):
+            if (bits := getattr(self, name)) is not None and (type(bits) is not int or bits not in WEIGHTS):
+                raise QuambaError(f"{name} are 3, 4 or 8, not {bits!r}")
         if self.tied_head and (self.embedding_bits is None or self.embedding_bits != self.lm_head_bits):
             raise QuambaError(
                 f"a table cannot serve an embedding of {self.embedding_bits} and a head of {self.lm_head_bits} bits"
@@ -174,14 +174,22 @@ class QuantizationRecipe:
         """The format of an embedding or head of that many bits; 4-bit ones have the groups of the scheme's weights."""
         return self.scheme.weight if bits == self.scheme.weight.bits else weight_spec(bits)
 
-    def describe(self) -> str:
-        """For the terminal: `weights uint4 per group of 128, activations int8 per tensor, head int8 per channel`."""
-        parts = [f"weights {self.scheme.weight.describe()}", f"activations {self.scheme.act.describe()}"]
+    def describe(self, mamba_layers: Sequence[bool] = ()) -> str:
+        """For the terminal: `weights uint4 per group of 128, activations int8 per tensor, head int8 per channel`.
+
+        `mamba_layers`: whether each decoder layer has a Mamba block, whose activations alone are quantized; none: all.
+        """
+        parts = [f"weights {self.scheme.weight.describe()}", f"activations {_where(self.scheme.act, mamba_layers)}"]
         if self.layers:
-            parts = [
-                f"{self.layers.count(s)} of {len(self.layers)} layers {s.name} (weights {s.weight.describe()}, "
-                f"activations {s.act.describe()})"
+            have_block = mamba_layers or [True] * len(self.layers)
+            of_scheme = {
+                s: [block for own, block in zip(self.layers, have_block, strict=True) if own == s]
                 for s in self.block_schemes
+            }
+            parts = [
+                f"{len(blocks)} of {len(self.layers)} layers {s.name} (weights {s.weight.describe()}, activations "
+                f"{_where(s.act, blocks)})"
+                for s, blocks in of_scheme.items()
             ]
         tables = {"embedding": self.embedding_bits, "head": self.lm_head_bits}
         if self.tied_head:
@@ -209,6 +217,17 @@ class QuantizationRecipe:
             )
         layers = tuple(scheme_from_dict(scheme) for scheme in fields["layers"])
         return cls(**{**fields, "scheme": scheme_from_dict(fields["scheme"]), "layers": layers})
+
+
+def _where(act: TensorSpec, have_block: Sequence[bool]) -> str:
+    """The format of activations of layers some of which may have no Mamba block, and with it none but float ones."""
+    if act == FLOAT or all(have_block):
+        return act.describe()
+    if not any(have_block):
+        return f"{FLOAT.describe()}: no Mamba block"
+    blocks = have_block.count(True)
+    name = f"{blocks} Mamba block{'s' if blocks > 1 else ''}"
+    return f"{act.describe()} in {name}, {FLOAT.describe()} in the other layers"
 
 
 def create_recipe(
@@ -245,8 +264,10 @@ def create_recipe(
             "to untie embedding and head does nothing unless both are quantized: add quantize_embedding and "
             "quantize_lm_head, or drop it"
         )
-    embedding_bits = (embedding_bits or block.weight.bits) if quantize_embedding else None
-    lm_head_bits = (lm_head_bits or block.weight.bits) if quantize_lm_head else None
+    if quantize_embedding and embedding_bits is None:
+        embedding_bits = block.weight.bits
+    if quantize_lm_head and lm_head_bits is None:
+        lm_head_bits = block.weight.bits
     one_table = quantize_embedding and embedding_bits == lm_head_bits
     return QuantizationRecipe(
         scheme=block,

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .calibration import CalibrationResult, CalibrationText, default_text, read_windows
 from .errors import QuambaError
 from .mamba_slots import mamba_slots
 from .scheme import QuantizationRecipe, TensorSpec
@@ -76,6 +77,28 @@ class WeightRun:
             folder=self.folder,
             progress=progress,
         )
+
+
+def plan_weight_run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: QuantizationRecipe,
+    method: WeightMethod,
+    text: CalibrationText | Tensor | None,
+    calibration: CalibrationText | CalibrationResult | Tensor | None,
+) -> WeightRun | None:
+    """The checked rounding of the weights, None of one that looks at no activations."""
+    if not method.calibrated:
+        if text is not None:
+            raise QuambaError(f"weight_text does nothing with the weight method {method.describe()!r}: drop it")
+        return None
+    if text is None and isinstance(calibration, Tensor):
+        text = calibration[:WINDOWS]
+    elif text is None:
+        text = calibration if isinstance(calibration, CalibrationText) else default_text(model)
+        text = replace(text, data_num=min(text.data_num, WINDOWS), sampling="slices")
+    windows, described = read_windows(text, model, tokenizer)
+    return WeightRun(windows, method, recipe, (described or CalibrationText()).batch_size, folder=None)
 
 
 @torch.no_grad()

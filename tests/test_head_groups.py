@@ -232,6 +232,17 @@ def test_more_groups_than_there_are_channels_are_as_many_as_channels(tiny_mamba2
     torch.testing.assert_close(model.backbone.layers[0].mixer.x_scale, numerics.symmetric_scale(x)[order.permutation()])
 
 
+def test_more_groups_than_there_are_heads_or_channels_are_refused_where_they_are_asked_for(tiny_mamba2):
+    model = tiny_mamba2()  # 4 heads in 2 SSD groups, of 16 channels each
+    HeadGroups(2, 16).check(model, ["head_groups", "channel_groups"])
+    HeadGroups(99, 99).check(model)
+    HeadGroups(99, 16).check(model, ["channel_groups"])
+    with pytest.raises(QuambaError, match="head_groups 3 is too many: there are 2 heads in an SSD group, so give 2"):
+        HeadGroups(3, 16).check(model, ["head_groups"])
+    with pytest.raises(QuambaError, match="channel_groups 17 is too many: there are 16 channels in a head, so give 16"):
+        HeadGroups(2, 17).check(model, ["head_groups", "channel_groups"])
+
+
 def test_other_models_and_float_activations_have_no_groups(tiny_mamba, tiny_mamba2):
     with pytest.raises(QuambaError, match="group_heads is for Mamba2, whose blocks have heads, not for 'mamba'"):
         quantize(tiny_mamba())

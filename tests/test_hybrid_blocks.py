@@ -5,7 +5,7 @@ import json
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.hybrid_blocks import parse_layer_schemes, read_layer_schemes, write_layer_schemes
+from quamba.hybrid_blocks import check_searchable, parse_layer_schemes, read_layer_schemes, write_layer_schemes
 from quamba.scheme import SCHEMES
 
 EXPECTED = ("w8a8", "w4a8", "w4a16", "w8a8")
@@ -136,3 +136,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert read_layer_schemes(path, 4) == EXPECTED
     with pytest.raises(QuambaError, match="cannot write"):
         write_layer_schemes(path / "below_a_file.json", EXPECTED)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '["w8a8"]', '{"default": "w8a8"}', '{"layers": ["w8a8"]}', "{", "\xff"])
+def test_a_search_replaces_nothing_but_what_a_search_wrote(tmp_path, content):
+    path = tmp_path / "schemes.json"
+    check_searchable(path)
+    write_layer_schemes(path, ["w8a8"], {"budget": "6"})
+    check_searchable(path)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(QuambaError, match=r"schemes\.json was not written by a search, .* name another file"):
+        check_searchable(path)
+    with pytest.raises(QuambaError, match="is a folder: name the file that the search writes"):
+        check_searchable(tmp_path)

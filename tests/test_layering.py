@@ -26,7 +26,7 @@ LAYERS = [
     ["calibration", "layer_sensitivity", "profile", "decoder"],
     ["hybrid_run"],
     ["weight_calibration"],
-    ["weight_run"],
+    ["weight_run", "scale_source"],
     ["generate", "latency"],
     ["checkpoint"],
     ["quantize"],

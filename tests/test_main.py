@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,10 @@ import torch
 import main
 import quamba
 from quamba.activations import open_activations
-from quamba.architectures import ARCHITECTURES
 from quamba.calibration import CalibrationResult
 from quamba.checkpoint import recipe_of
-from quamba.data import EMBEDDED_MODELS, load_text, text_sha256
+from quamba.data import load_text, text_sha256
 from quamba.study.result_log import read_logs
-from quamba.tap_observers import DEFAULT_OBSERVERS
 
 ROOT = Path(main.__file__).parent
 VOCABULARY = 50
@@ -44,13 +40,18 @@ def place(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+def write_tiny(folder: Path, model, tokenizer) -> list[str]:
+    """The options of a run on a tiny float model and a small text, which are written there: `tiny`, `text.txt`."""
+    model.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    (folder / "text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(300)))
+    return ["tiny", "--ppl_dataset", "text.txt"]
+
+
 @pytest.fixture
 def tiny(tmp_path, tiny_mamba, tiny_tokenizer) -> list[str]:
-    """The options of a run on a tiny float model and a small text: `tiny`, `text.txt`."""
-    tiny_mamba(vocab_size=VOCABULARY).save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(300)))
-    return ["tiny", "--ppl_dataset", "text.txt"]
+    """See `write_tiny`."""
+    return write_tiny(tmp_path, tiny_mamba(vocab_size=VOCABULARY), tiny_tokenizer)
 
 
 QUANTIZE = ["--quantize", "--calib_dataset", "text.txt", "--calib_data_num", "8", "--calib_seqlen", "16"]
@@ -60,66 +61,14 @@ def read_log(name: str, folder: str | Path = "logs") -> dict:
     return json.loads((Path(folder) / f"{name}.json").read_text())
 
 
-# --- the demonstration ---
-
-
-@pytest.fixture(scope="module", params=EMBEDDED_MODELS)
-def demo(request, tmp_path_factory):
-    """One run of the command that the README opens with, on little data: (model, folder, exit status)."""
-    folder = tmp_path_factory.mktemp("demo")
-    out = ["--log_dir", str(folder / "logs"), "--pretrained_dir", str(folder / "models")]
-    return request.param, folder, main.main([request.param, "--quantize", "--use_outlier_aware", "--testing", *out])
-
-
-def test_the_demonstration_measures_quantizes_and_logs(demo):
-    name, folder, status = demo
-    assert status == 0
-    log = read_log(f"{name}_w8a8", folder / "logs")
-    assert log["args"]["use_outlier_aware"] is True
-    assert log["args"]["model"] == log["model"] == name
-    assert log["scheme"] == "w8a8"
-    assert log["env"]["seed"] == 0
-    assert log["env"]["instruction_set"]
-    assert log["env"]["versions"]["torch"] == torch.__version__
-    assert all(len(digest) == 64 for digest in log["assets_sha256"].values())
-    for side in (log, log["float"]):
-        assert set(side["ppl"]) == {"stdlib"}
-        assert 5 < side["ppl"]["stdlib"] < 50
-        assert 0 <= side["lm_eval"]["stdlib_cloze"]["acc,none"] <= 1
-        assert set(side["size"]) == {"disk_bytes", "memory_bytes"}
-    assert log["ppl"]["stdlib"] / log["float"]["ppl"]["stdlib"] < 1.1
-    assert log["size"]["memory_bytes"] < log["float"]["size"]["memory_bytes"] / 2
-    assert log["ppl_tokens"] == {"stdlib": 8 * 511}
-    calibration = log["calibration"]
-    taps = ARCHITECTURES["mamba" if name == "mamba-tiny" else "mamba2"].taps
-    assert calibration["observer"] == {tap: DEFAULT_OBSERVERS[tap] for tap in taps} | {"x": "outlier_aware"}
-    assert calibration["tokens"] == 8 * 256
-    assert calibration["seconds"] > 0
-    assert calibration["text"]["dataset"] == "stdlib"
-    assert all({"scale", "max", "saturated_share", "sqnr_db"} <= set(tap) for tap in calibration["taps"].values())
-
-
-def test_the_saved_model_is_measured_as_before_it_was_saved(demo, tmp_path):
-    name, folder, _ = demo
-    before = read_log(f"{name}_w8a8", folder / "logs")
-    assert before["saved"] == str(folder / "models" / f"{name}-w8a8")
-    assert main.main([before["saved"], "--testing"]) == 0
-    after = read_log(f"{name}_w8a8")  # the same name: it is that model
-    assert after["ppl"] == before["ppl"]
-    assert after["lm_eval"] == before["lm_eval"]
-    assert after["size"] == before["size"]
-    assert after["recipe"] == before["recipe"]
-    assert "calibration" not in after and "float" not in after
-
-
-def test_a_saved_model_is_found_by_name_in_pretrained_dir(demo):
-    name, folder, _ = demo
-    options = ["--pretrained_dir", str(folder / "models"), "--ppl_dataset", "stdlib", "--testing"]
-    assert main.main([f"{name}-w8a8", *options]) == 0
-    assert read_log(f"{name}_w8a8")["ppl"] == read_log(f"{name}_w8a8", folder / "logs")["ppl"]
-
-
-# --- on a tiny model ---
+def fails(capsys, options: list[str]) -> str:
+    """The one message of a run that ends with status 2: nothing else on stderr, no traceback, no log."""
+    assert main.main(options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("main.py: error: ")
+    assert "Traceback" not in err
+    assert not list(Path().glob("logs/*"))
+    return err.removeprefix("main.py: error: ").removesuffix("\n")
 
 
 def test_without_quantize_the_float_model_is_measured(tiny, capsys):
@@ -372,151 +321,3 @@ def test_other_models_are_measured_too(tiny, tiny_tokenizer):
     tiny_tokenizer.save_pretrained("llama")
     assert main.main(["llama", *tiny[1:]]) == 0
     assert read_log("llama_fp")["ppl"]["text.txt"] > 1
-
-
-# --- mistakes: status 2 and one message ---
-
-
-def fails(capsys, options: list[str]) -> str:
-    """The one message of a run that ends with status 2: nothing else on stderr, no traceback, no log."""
-    assert main.main(options) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("main.py: error: ")
-    assert "Traceback" not in err
-    assert not list(Path().glob("logs/*"))
-    return err.removeprefix("main.py: error: ").removesuffix("\n")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--quantize", "--observer", "best"], "unknown observer 'best': choose one of minmax, percentile, "),
-        (["--quantize", "--observer", "y=mse"], "unknown tap 'y'"),
-        (["--quantize", "--observer", "B_in=mse"], "this model has no tap 'B_in': choose of in, conv_in, "),
-        (["--quantize", "--observer", "mse", "--use_outlier_aware"], "--use_outlier_aware means --observer outlier_"),
-        (["--quantize", "--w_bits", "5"], "--w_bits 5 --a_bits 8 is not supported"),
-        (["--quantize", "--a_bits", "32"], "--w_bits 8 --a_bits 32 is not supported"),
-        (["--quantize", "--group_size", "64"], "group_size 64 needs 4 or 3-bit weights"),
-        (["--quantize", "--w_bits", "4", "--group_size", "7"], "group_size 7 has no kernels: choose of 32, 64, 128"),
-        (["--quantize", "--a_bits", "16", "--dynamic"], "scheme w8a16 leaves activations float"),
-        (["--quantize", "--a_bits", "16", "--observer", "mse"], "--observer does nothing with --a_bits 16"),
-        (["--quantize", "--dynamic", "--observer", "out=mse"], "tap out has no observer where scales are dynamic"),
-        (["--quantize", "--embedding_bits", "4"], "embedding_bits 4 does nothing without quantize_embedding"),
-        (["--quantize", "--quantize_lm_head", "--lm_head_bits", "2"], "weights have 3, 4 or 8 bits, not 2"),
-        (["--quantize", "--untie_embedding"], "does nothing unless both are quantized"),
-        (["--group_size", "64"], "--group_size does nothing without --quantize"),
-        (["--quantize", "--calib_dataset", "best"], "--calib_dataset 'best' is neither a file or folder here nor"),
-        (["--quantize", "--plugin", "best.py"], "best.py' is not a Python file"),
-        (["--quantize", "--percentile_alpha", "2"], "percentile_alpha must be in (0, 1]"),
-        (["--quantize", "--calibration", "text.txt"], "text.txt is not a calibration result"),
-        ([*QUANTIZE, "--calib_seqlen", "9999", "--skip_float"], "fewer than one sequence of 9999"),
-        (["--quantize", "--pretrained_dir", "text.txt"], "text.txt"),
-        (["--quantize", "--save_activations", "text.txt"], "cannot write to text.txt"),
-        (["--save_activations", "acts"], "--save_activations does nothing without --quantize"),
-        (["--observer", "mse"], "--observer does nothing without --quantize"),
-        (["--ppl_dataset", "best"], "--ppl_dataset 'best' is neither a file or folder here nor"),
-        (["--device", "cuda"], "cuda"),
-        (["--device", "best"], "device 'best' cannot be used here"),
-        (["--device", "meta"], "device 'meta' holds no values"),
-        (["--fewshot", "3"], "--fewshot 3 does nothing without --eval_few_shot"),
-        (["--task_list", "best"], "unknown lm-eval task 'best'"),
-        (["--task_list", "stdlib_cloze", "--include_path", "best"], "folder of lm-eval tasks 'best' does not exist"),
-        (["--log_dir", "text.txt"], "cannot write to text.txt"),
-        (
-            ["--data_dir", "logs"],
-            "--data_dir logs can stand in for wikitext2, wikitext2-simple, c4, pile only, not for",
-        ),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_is_one_line(tiny, capsys, options, message):
-    told = fails(capsys, ["tiny", *options] if "--task_list" in options else [*tiny, *options])
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
-def test_an_unknown_model_lists_what_was_tried(capsys):
-    told = fails(capsys, ["best"])
-    assert told.startswith("model 'best' was not found. Tried:\n  no folder best\n")
-    assert "Embedded in this package, no download needed: mamba-tiny, mamba2-tiny." in told
-
-
-def test_a_quantized_model_is_not_quantized_again(tiny, capsys):
-    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 0
-    capsys.readouterr()
-    assert main.main(["models/tiny-w8a8", *tiny[1:], *QUANTIZE]) == 2
-    out, err = capsys.readouterr()
-    assert err == "main.py: error: models/tiny-w8a8 is quantized already: give the float model it was made from\n"
-    assert out == ""  # before anything was measured
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--observer", "minmax"], "observer 'mse' at tap x, not 'minmax'"),
-        (["--percentile_alpha", "0.9"], "observer options"),
-        (["--calib_seqlen", "8"], "--calib_seqlen 8 does not fit --calibration tiny.json, which was made with 16"),
-        (["--rotate_residual"], "belongs to another model, or to other transforms of it"),
-        (["--quantize_lm_head"], "no scale for head_in"),
-    ],
-    ids=str,
-)
-def test_an_earlier_calibration_is_not_taken_for_what_it_is_not(tiny, capsys, options, message):
-    assert main.main([*tiny, *QUANTIZE, "--calibration", "tiny.json", "--skip_float"]) == 0
-    capsys.readouterr()
-    assert main.main([*tiny, *QUANTIZE, "--calibration", "tiny.json", "--skip_float", *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("mistake", ["reused", "there"])
-def test_activations_that_could_not_be_saved_are_told_before_any_work(tiny, capsys, monkeypatch, mistake):
-    options = {"reused": ["--calibration", "tiny.json"], "there": ["--save_activations", "acts"]}[mistake]
-    assert main.main([*tiny, *QUANTIZE, "--skip_float", *options]) == 0
-    capsys.readouterr()
-
-    def load(*_):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(main, "load_checkpoint", load)
-    assert main.main([*tiny, "--quantize", "--save_activations", "acts", *options]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    reused = "--save_activations acts needs a calibration run, and --calibration tiny.json is reused: drop one of them"
-    there = "acts holds activations already (layer_000.safetensors): name another folder, or empty it"
-    assert err == f"main.py: error: {reused if mistake == 'reused' else there}\n"
-
-
-def test_a_folder_of_something_else_is_kept(tiny, capsys):
-    notes = Path("models") / "tiny-w8a8" / "notes.txt"
-    notes.parent.mkdir(parents=True)
-    notes.write_text("mine")
-    assert "holds something else than a quantized model" in fails(
-        capsys, [*tiny, *QUANTIZE, "--pretrained_dir", "models"]
-    )
-    assert notes.read_text() == "mine"
-
-
-def test_verbose_shows_where_a_mistake_was_found(capsys):
-    assert main.main(["best", "--verbose"]) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" in err
-    assert err.rstrip().endswith("Embedded in this package, no download needed: mamba-tiny, mamba2-tiny.")
-
-
-def test_an_interrupted_run_ends_with_status_130_and_leaves_nothing(tiny, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("quamba.checkpoint.quantized.fsync_tree", interrupt)  # while it saves
-    assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 130
-    assert capsys.readouterr().err.endswith("main.py: interrupted\n")
-    assert list(Path("models").iterdir()) == list(Path("logs").iterdir()) == []
-
-
-def test_the_process_ends_with_that_status():
-    command = [sys.executable, str(ROOT / "main.py"), "mamba-tiny", "--quantize", "--observer", "best"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert len(run.stderr.splitlines()) == 1
-    assert run.stderr.startswith("main.py: error: unknown observer 'best'")

@@ -7,11 +7,12 @@ import pytest
 
 import main
 import quamba
-import utils
 from quamba.__main__ import main as quamba_main
 from quamba.checkpoint import recipe_of, resolve_checkpoint
+from quamba.commands import run_texts
 from quamba.study.result_log import find_log, read_logs
-from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log  # noqa: F401 (fixtures)
+from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log, write_tiny  # noqa: F401 (fixtures)
+from tests.tiny_hybrids import tiny_bamba
 
 GROUPS = ["--group_heads", "--head_groups", "2", "--channel_groups", "3", "--state_bits", "8"]
 SHORT = ["--datasets", "text.txt", "--max_length", "16", "--resamples", "50"]
@@ -26,10 +27,7 @@ def family(request) -> str:
 def tiny(tmp_path, family, tiny_mamba, tiny_mamba2, tiny_tokenizer) -> list[str]:
     """The options of a run on a tiny float model and a small text: `tiny`, `text.txt`."""
     build = {"mamba": tiny_mamba, "mamba2": tiny_mamba2}[family]
-    build(vocab_size=VOCABULARY).save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text(" ".join(f"w{1 + number * number % 49}" for number in range(300)))
-    return ["tiny", "--ppl_dataset", "text.txt"]
+    return write_tiny(tmp_path, build(vocab_size=VOCABULARY), tiny_tokenizer)
 
 
 only_mamba2 = pytest.mark.parametrize("family", ["mamba2"], indirect=True)
@@ -95,7 +93,7 @@ def test_a_file_of_schemes_is_quantized_saved_and_measured_again(tiny, capsys, l
     assert main.main(["models/tiny-w8a8-hybrid", *tiny[1:]]) == 0
     after = read_log(f"tiny_{name}")  # the same name: that of the model it was made from
     assert (after["ppl"], after["size"], after["recipe"]) == (before["ppl"], before["size"], before["recipe"])
-    assert utils.model_name(resolve_checkpoint("models/tiny-w8a8-hybrid", None)) == "tiny"
+    assert run_texts.model_name(resolve_checkpoint("models/tiny-w8a8-hybrid", None)) == "tiny"
 
 
 def test_a_search_writes_what_it_found_and_the_file_gives_the_same_model(tiny, capsys):
@@ -139,6 +137,57 @@ def test_a_search_may_leave_all_activations_float(tiny, capsys):
     assert read_log("tiny_w8a16")["recipe"]["layers"][0]["name"] == "w8a16"
 
 
+@only_mamba2
+def test_weights_are_rounded_as_the_bits_that_layers_really_have_say(tiny, capsys):
+    """To nearest where all have 8, whether a file says so or a search finds it, unless an option is for more."""
+    Path("eight.json").write_text('["w8a8", "w8a8"]')
+    file, search = ["--hybrid_blocks", "--hybrid_blocks_config", "eight.json"], ["--hybrid_search", "100"]
+    assert "--n_grid does nothing with --weight_method rtn" in fails(capsys, [*tiny, *QUANTIZE, *file, "--n_grid", "5"])
+    for options in (file, search):
+        assert main.main([*tiny, *QUANTIZE, *options, "--skip_float"]) == 0
+        assert "2 of 2 layers w8a8" in (out := capsys.readouterr().out) and "Rounding weights" not in out
+        assert "weights" not in read_log("tiny_w8a8")
+        assert not list(Path("logs").glob("*.partial"))
+    assert main.main([*tiny, *QUANTIZE, *search, "--layer_batch_size", "1", "--skip_float"]) == 0
+    assert "Rounding weights, gptq" in capsys.readouterr().out
+    Path("three.json").write_text('["w3a8", "w8a8"]')
+    assert main.main([*tiny, *QUANTIZE, *file[:2], "three.json", "--skip_float"]) == 0
+    assert "Rounding weights, gptq, hessian flips" in capsys.readouterr().out
+
+
+@only_mamba
+def test_texts_of_a_search_without_a_calibration_are_checked(tiny, capsys, monkeypatch):
+    """With float activations, and weights rounded to nearest, nothing but the search reads calibration text."""
+    monkeypatch.setattr(main, "measure", None)
+    options = ["--quantize", "--a_bits", "16", "--weight_method", "rtn", "--hybrid_search", "10"]
+    Path("few.txt").write_text("w1 w2")
+    told = fails(capsys, [*tiny, *options, "--calib_dataset", "few.txt"])
+    assert "too short" in told or "tokens" in told
+    told = fails(capsys, [*tiny, *options, "--calib_dataset", "wikitext2", "--data_dir", "here"])
+    assert "--data_dir here does not exist: name a folder or a file that holds wikitext2" in told
+
+
+# --- hybrids ---
+
+
+@only_mamba2
+def test_a_hybrid_says_which_of_its_activations_are_quantized(tiny, tiny_tokenizer, capsys):
+    tiny_bamba(vocab_size=VOCABULARY).save_pretrained("bamba")
+    tiny_tokenizer.save_pretrained("bamba")
+    run = ["bamba", *tiny[1:], *QUANTIZE, "--skip_float"]
+    capsys.readouterr()  # bars of what was saved
+    told = fails(capsys, [*run, "--hybrid_search", "10"])
+    assert "a search measures the blocks of Mamba models, not of 'bamba': name the schemes of its layers" in told
+    assert main.main([*run, *GROUPS[:-2], "--pretrained_dir", "models"]) == 0
+    recipe = "activations int8 per tensor in 2 Mamba blocks, float in the other layers"
+    assert f"{recipe}, grouped heads" in capsys.readouterr().out
+    assert main.main(["models/bamba-w8a8", *tiny[1:]]) == 0
+    assert recipe in capsys.readouterr().out
+    Path("schemes.json").write_text('["w4a8", "w8a8", "w8a8"]')
+    assert main.main([*run, "--hybrid_blocks", "--hybrid_blocks_config", "schemes.json"]) == 0
+    assert "activations int8 per tensor in 1 Mamba block, float in the other layers)" in capsys.readouterr().out
+
+
 # --- the other commands on such models ---
 
 
@@ -179,7 +228,15 @@ def test_the_other_commands_take_such_models(tiny, family, capsys):
         (["--hybrid_blocks", "--hybrid_blocks_config", "text.txt"], "text.txt is no JSON"),
         (["--hybrid_search", "2"], "the budget 2 is too small: with every layer at the smallest of w4a8, w8a8"),
         (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt/a.json"], "cannot write to text.txt"),
+        (
+            ["--hybrid_search", "10", "--hybrid_blocks_config", "."],
+            ". is a folder: name the file that the search writes",
+        ),
+        (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt"], "text.txt was not written by a search"),
         (["--hybrid_search", "10", "--group_heads"], "group_heads is for Mamba2"),
+        (["--hybrid_search", "10", "--w_bits", "4"], "--w_bits 4 does nothing where layers have schemes of their own"),
+        (["--quantize_embedding", "--embedding_bits", "0"], "embedding_bits are 3, 4 or 8, not 0"),
+        (["--quantize_lm_head", "--lm_head_bits", "5"], "lm_head_bits are 3, 4 or 8, not 5"),
     ],
     ids=str,
 )
@@ -189,6 +246,16 @@ def test_a_mistake_is_one_line_before_anything_is_measured(tiny, capsys, monkeyp
     told = fails(capsys, [*tiny, *read, *options])
     assert message in told
     assert len(told.splitlines()) == 1
+
+
+@only_mamba2
+def test_more_groups_than_a_model_has_are_refused(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(main, "measure", None)
+    for option, message in (
+        ("--head_groups", "head_groups 99 is too many: there are 2 heads in an SSD group, so give 2 at most"),
+        ("--channel_groups", "channel_groups 99 is too many: there are 16 channels in a head, so give 16 at most"),
+    ):
+        assert message in fails(capsys, [*tiny, *QUANTIZE, "--group_heads", option, "99"])
 
 
 @only_mamba

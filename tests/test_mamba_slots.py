@@ -19,7 +19,7 @@ from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.mamba_slots import HYBRIDS as TABLE
-from quamba.mamba_slots import mamba_slots
+from quamba.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
 from quamba.rewrites import transform
 from quamba.study.capture import capture
@@ -79,6 +79,7 @@ def test_the_slots_are_those_of_the_mamba_layers(tiny_hybrid):
     slots = mamba_slots(model)
     assert [slot.index for slot in slots] == MAMBA_LAYERS
     assert all(slot.mixer is slot.layer.mamba and slot.norm is slot.layer.input_layernorm for slot in slots)
+    assert mamba_layers(model) == [index in MAMBA_LAYERS for index in range(3)]
     assert slots[1].within("mamba.in_proj") == "in_proj" and slots[1].within("mamba_norm.weight") is None
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from transformers import (
 
 import quamba
 from quamba import CalibrationText, QuambaError
-from quamba.activations import open_activations
 from quamba.architectures import architecture_of
 from quamba.checkpoint import recipe_of
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
@@ -38,16 +37,12 @@ def given(options: dict) -> str:
     return "+".join(name for name, value in options.items() if value) or "none"
 
 
-@pytest.fixture
-def windows() -> torch.Tensor:
-    """Token ids [8, 16] to calibrate on."""
-    return torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(5))
+WINDOWS = torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(5))  # token ids to calibrate on
 
 
-@pytest.fixture
-def quantize(windows):
-    """Quantizes a model on `windows`, weights to nearest; no tokenizer is needed for token ids."""
-    return lambda model, calibration=windows, **options: quamba.quantize(
+def quantize(model, calibration=WINDOWS, **options):
+    """Quantizes a model on `WINDOWS`, weights to nearest; no tokenizer is needed for token ids."""
+    return quamba.quantize(
         model, None, calibration=calibration, progress=False, **{"weights": WeightMethod("rtn")} | options
     )
 
@@ -66,12 +61,23 @@ def relative_error(actual, expected) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
+def state(model) -> dict:
+    return {name: (tensor.dtype, tensor.clone()) for name, tensor in model.state_dict().items()}
+
+
+def same_state(before: dict, model) -> bool:
+    after = state(model)
+    return before.keys() == after.keys() and all(
+        dtype == after[name][0] and torch.equal(value, after[name][1]) for name, (dtype, value) in before.items()
+    )
+
+
 # --- how near it stays ---
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
-def test_logits_stay_near(tiny_ssm, quantize, tokens, options, tied):
+def test_logits_stay_near(tiny_ssm, tokens, options, tied):
     model = tiny_ssm(tie_word_embeddings=tied)
     expected = logits(model, tokens)
     assert 0 < relative_error(logits(quantize(model, **options), tokens), expected) < near(model)
@@ -94,7 +100,7 @@ def test_every_scheme_stays_near(tiny_ssm, tokens, variant, tables):
 
 
 @pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])
-def test_smaller_groups_lose_less(tiny_mamba, quantize, tokens, scheme):
+def test_smaller_groups_lose_less(tiny_mamba, tokens, scheme):
     model, calibration = tiny_mamba(hidden_size=128), {} if scheme == "w4a8" else {"calibration": None}
     expected = logits(model, tokens)
     errors = [
@@ -119,21 +125,21 @@ def test_smaller_groups_lose_less(tiny_mamba, quantize, tokens, scheme):
     ],
     ids=str,
 )
-def test_every_shape_of_the_block_is_served(tiny_ssm, quantize, tokens, sizes):
+def test_every_shape_of_the_block_is_served(tiny_ssm, tokens, sizes):
     model = tiny_ssm(**sizes)
     expected = logits(model, tokens)
     assert 0 < relative_error(logits(quantize(model), tokens), expected) < near(model)
 
 
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "all=mse", "x=mse,out=percentile", {"z": "mse"}])
-def test_every_observer_serves(tiny_ssm, quantize, tokens, observer):
+def test_every_observer_serves(tiny_ssm, tokens, observer):
     model = tiny_ssm()
     expected = logits(model, tokens)
     assert relative_error(logits(quantize(model, observer=observer), tokens), expected) < near(model)
 
 
 @pytest.mark.parametrize("observer", ["outlier_aware", "outlier_aware_adaptive"])
-def test_an_observer_that_saturates_outliers_stays_nearby(tiny_ssm, quantize, tokens, observer):
+def test_an_observer_that_saturates_outliers_stays_nearby(tiny_ssm, tokens, observer):
     model = tiny_ssm()
     expected = logits(model, tokens)
     assert relative_error(logits(quantize(model, observer=observer), tokens), expected) < 0.2
@@ -164,7 +170,7 @@ def test_an_embedded_model_predicts_as_it_did(name):
 # --- what it is made of ---
 
 
-def test_the_model_itself_is_changed_and_returned(tiny_mamba, quantize):
+def test_the_model_itself_is_changed_and_returned(tiny_mamba):
     model = tiny_mamba()
     assert quantize(model) is model
     assert type(model) is MambaForCausalLM
@@ -177,15 +183,15 @@ def test_the_model_itself_is_changed_and_returned(tiny_mamba, quantize):
     assert recipe_of(model).scheme.name == "w8a8"
 
 
-def test_the_default_observers_are_those_of_the_table(tiny_ssm, quantize, windows):
+def test_the_default_observers_are_those_of_the_table(tiny_ssm):
     model = quantize(tiny_ssm())
     result = model.quamba_calibration
     assert result.observer == {tap: DEFAULT_OBSERVERS[tap] for tap in architecture_of(model).taps}
-    assert result.tokens == windows.numel()
+    assert result.tokens == WINDOWS.numel()
     assert result.text is None
 
 
-def test_a_quantized_head_has_a_tap(tiny_mamba, quantize):
+def test_a_quantized_head_has_a_tap(tiny_mamba):
     model = quantize(tiny_mamba(), quantize_lm_head=True, observer="head_in=mse")
     assert model.quamba_calibration.observer["head_in"] == "mse"
     assert float(model.lm_head.head_in_scale) == model.quamba_calibration.taps["head_in"].scale
@@ -216,7 +222,7 @@ def test_weights_of_a_scheme_are_of_its_type(tiny_ssm, variant):
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
-def test_a_tied_table_is_stored_once(tiny_mamba, quantize, options):
+def test_a_tied_table_is_stored_once(tiny_mamba, options):
     """Embedding and head share a table, float or int8, unless only one is quantized or a rotation tells them apart."""
     model = quantize(tiny_mamba(), **options)
     embedding, head = model.backbone.embeddings, model.lm_head
@@ -234,14 +240,14 @@ def test_a_tied_table_is_stored_once(tiny_mamba, quantize, options):
     assert saved == shared * (int8_table if options["quantize_embedding"] else float_table)
 
 
-def test_an_untied_head_keeps_its_own_table(tiny_mamba, quantize):
+def test_an_untied_head_keeps_its_own_table(tiny_mamba):
     model = quantize(tiny_mamba(tie_word_embeddings=False), quantize_embedding=True, quantize_lm_head=True)
     assert model.lm_head.tied_to is None
     assert not recipe_of(model).tied_head
     assert model.lm_head.linear.weight.dtype == model.backbone.embeddings.weight.dtype == torch.int8
 
 
-def test_a_bfloat16_model_keeps_its_scales_and_states_in_float32(tiny_ssm, quantize, tokens):
+def test_a_bfloat16_model_keeps_its_scales_and_states_in_float32(tiny_ssm, tokens):
     model = tiny_ssm().to(torch.bfloat16)
     expected = logits(model, tokens)
     quantize(model)
@@ -250,14 +256,14 @@ def test_a_bfloat16_model_keeps_its_scales_and_states_in_float32(tiny_ssm, quant
     assert relative_error(logits(model, tokens), expected) < near(model)
 
 
-def test_a_bfloat16_models_weights_are_rotated_and_rounded_in_float32(tiny_ssm, quantize):
+def test_a_bfloat16_models_weights_are_rotated_and_rounded_in_float32(tiny_ssm):
     narrow = tiny_ssm().to(torch.bfloat16)
     wide = dict(quantize(copy.deepcopy(narrow).float()).named_buffers())
     for name, buffer in quantize(narrow).named_buffers():
         assert torch.equal(buffer, wide[name]), name
 
 
-def test_a_cast_leaves_scales_as_they_are(tiny_mamba, quantize):
+def test_a_cast_leaves_scales_as_they_are(tiny_mamba):
     model = quantize(tiny_mamba(), quantize_embedding=True, quantize_lm_head=True)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to(torch.bfloat16).half()
@@ -268,7 +274,7 @@ def test_a_cast_leaves_scales_as_they_are(tiny_mamba, quantize):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}  # norm_f
 
 
-def test_a_copy_works_by_itself(tiny_ssm, quantize, tokens):
+def test_a_copy_works_by_itself(tiny_ssm, tokens):
     model = quantize(tiny_ssm(), quantize_embedding=True, quantize_lm_head=True)
     twin = copy.deepcopy(model)
     assert twin.lm_head.tied_to is twin.backbone.embeddings is not model.backbone.embeddings
@@ -276,157 +282,11 @@ def test_a_copy_works_by_itself(tiny_ssm, quantize, tokens):
 
 
 @pytest.mark.parametrize("options", [{}, dict.fromkeys(OPTIONS, True)], ids=given)
-def test_transformers_saves_it(tiny_ssm, quantize, tokens, tmp_path, options):
+def test_transformers_saves_it(tiny_ssm, tokens, tmp_path, options):
     model = quantize(tiny_ssm(), **options)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits(model, tokens))
-
-
-# --- what it is calibrated on ---
-
-
-def test_text_is_read_with_the_models_tokenizer(tiny_mamba, tiny_tokenizer, tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(f"w{1 + number * number % 49}" for number in range(400)))
-    text = CalibrationText(str(file), data_num=6, seqlen=10, seed=2)
-    from_text = quamba.quantize(tiny_mamba(), tiny_tokenizer, calibration=text, progress=False)
-    windows = text.windows(tiny_tokenizer)
-    from_ids = quamba.quantize(tiny_mamba(), None, calibration=windows, progress=False)
-    results = [replace(model.quamba_calibration, seconds=0, text=None) for model in (from_text, from_ids)]
-    assert results[0] == results[1]
-    assert from_text.quamba_calibration.text == asdict(text)
-
-
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=given)
-def test_an_earlier_result_gives_the_same_model(tiny_ssm, quantize, tokens, options):
-    model = quantize(tiny_ssm(), observer="mse", **options)
-    result = model.quamba_calibration
-    again = quantize(tiny_ssm(), calibration=result, **options)
-    assert again.quamba_calibration is result
-    assert torch.equal(logits(again, tokens), logits(model, tokens))
-
-
-def test_an_earlier_result_is_refused_where_it_does_not_fit(tiny_mamba, quantize):
-    result = quantize(tiny_mamba(), observer="mse").quamba_calibration
-    for model, options, message in [
-        (tiny_mamba(seed=1), {}, "belongs to another model"),
-        (tiny_mamba(), {"rotate_residual": True}, "or to other transforms of it"),
-        (tiny_mamba(), {"quantize_lm_head": True}, "no scale for head_in"),
-        (tiny_mamba(), {"observer": "percentile"}, "observer 'mse' at tap x, not 'percentile'"),
-        (tiny_mamba(), {"observer": "mse", "observer_options": {"mse": {"clip_ratio": 0.9}}}, "observer options"),
-    ]:
-        with pytest.raises(QuambaError, match=message):
-            quantize(model, calibration=result, **options)
-    quantize(tiny_mamba(), calibration=result, observer="mse")
-
-
-def test_without_the_head_a_result_with_its_tap_serves_too(tiny_mamba, quantize):
-    result = quantize(tiny_mamba(), quantize_lm_head=True).quamba_calibration
-    quantize(tiny_mamba(), calibration=result, observer="mse")
-
-
-def test_float_activations_need_no_calibration(tiny_mamba):
-    assert quamba.quantize(tiny_mamba(), None, "w8a16", quantize_lm_head=True).quamba_calibration is None
-
-
-@pytest.mark.parametrize(
-    "argument",
-    [
-        {"observer": "mse"},
-        {"observer_options": {"mse": {"clip_ratio": 0.9}}},
-        {"calibration": torch.zeros(1, 2, dtype=torch.int64)},
-        {"save_activations": "acts"},
-    ],
-    ids=lambda argument: next(iter(argument)),
-)
-@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
-def test_float_activations_take_no_calibration(tiny_mamba, scheme, argument):
-    model = tiny_mamba()
-    before = state(model)
-    with pytest.raises(QuambaError, match=f"{next(iter(argument))} does nothing with scheme {scheme}: its activations"):
-        quamba.quantize(model, None, scheme, **argument)
-    assert same_state(before, model)
-
-
-def test_taps_with_a_scale_per_token_are_not_watched(tiny_mamba, quantize, tmp_path):
-    result = quantize(
-        tiny_mamba(), dynamic=True, quantize_lm_head=True, save_activations=tmp_path / "acts"
-    ).quamba_calibration
-    static = {"conv_in", "z", "x", "dt_rank", "B", "C"}
-    assert set(result.observer) == static
-    assert {name.rsplit(".", 1)[-1] for name in result.taps} == static
-    assert [tap.name for tap in open_activations(tmp_path / "acts")] == list(result.taps)
-    with pytest.raises(QuambaError, match="tap out has no observer where scales are dynamic"):
-        quantize(tiny_mamba(), dynamic=True, observer="out=mse")
-
-
-def test_a_static_result_serves_dynamic_scales_and_other_weights_but_not_the_reverse(tiny_mamba, quantize, tokens):
-    static, dynamic = quantize(tiny_mamba()).quamba_calibration, {"scheme": "w4a8", "dynamic": True}
-    fresh = quantize(tiny_mamba(), **dynamic)
-    assert torch.equal(logits(quantize(tiny_mamba(), static, **dynamic), tokens), logits(fresh, tokens))
-    with pytest.raises(QuambaError, match=r"no scale for layers\.0\.in, .* made for dynamic scales"):
-        quantize(tiny_mamba(), fresh.quamba_calibration, scheme="w4a8")
-
-
-# --- activations that are kept ---
-
-
-def test_the_activations_that_calibration_saw_may_be_kept(tiny_ssm, quantize, tokens, windows, tmp_path):
-    """Their extremes over all batches are those of the calibration; the model is the same as without."""
-    model = tiny_ssm()
-    model.config.name_or_path = "models/mamba-small"
-    quantize(model, observer="all=minmax", quantize_lm_head=True, save_activations=tmp_path / "acts")
-    result = model.quamba_calibration
-    saved = open_activations(tmp_path / "acts")
-    assert saved.model == "mamba-small"
-    assert [tap.name for tap in saved] == list(result.taps)
-    assert "head_in" in result.taps
-    for tap in saved:
-        assert tap.values.shape[:2] == windows.shape
-        assert tap.values.dtype == torch.float32
-        assert tap.histogram.count == tap.values.numel()  # one batch is all there is
-        assert max(tap.histogram.positive.peak, tap.histogram.negative.peak) == result.taps[tap.name].max
-        assert float(tap.values.abs().max()) == result.taps[tap.name].max
-    without = quantize(tiny_ssm(), observer="all=minmax", quantize_lm_head=True)
-    assert torch.equal(logits(without, tokens), logits(model, tokens))
-
-
-def test_the_first_batch_is_kept_and_all_are_counted(tiny_mamba, quantize, tmp_path):
-    windows = torch.randint(0, 60, (20, 5), generator=torch.Generator().manual_seed(5))
-    quantize(tiny_mamba(), windows, save_activations=str(tmp_path / "acts"))
-    batch_size = CalibrationText().batch_size
-    assert batch_size < 20
-    for tap in open_activations(tmp_path / "acts"):
-        assert tap.values.shape[:2] == (batch_size, 5)
-        assert tap.histogram.count == 20 * 5 * tap.values.shape[-1]
-
-
-def test_a_reused_calibration_has_no_activations(tiny_mamba, quantize, tmp_path):
-    result = quantize(tiny_mamba()).quamba_calibration
-    model = tiny_mamba()
-    before = state(model)
-    with pytest.raises(QuambaError, match="save_activations needs a calibration run, and an earlier result is reused"):
-        quantize(model, result, save_activations=tmp_path / "acts")
-    assert not (tmp_path / "acts").exists()
-    assert same_state(before, model)
-
-
-def test_activations_are_never_mixed_with_earlier_ones(tiny_mamba, quantize, tmp_path):
-    quantize(tiny_mamba(), save_activations=tmp_path)
-    model = tiny_mamba()
-    before = state(model)
-    with pytest.raises(QuambaError, match=rf"{tmp_path} holds activations already"):
-        quantize(model, save_activations=tmp_path)
-    assert same_state(before, model)
-
-
-def test_a_broken_model_leaves_no_activations(tiny_mamba, quantize, tmp_path):
-    model = tiny_mamba()
-    model.backbone.embeddings.weight[:] = torch.inf
-    with pytest.raises(QuambaError, match=r"tap layers\.0\.in: .* NaN or infinity"):
-        quantize(model, save_activations=tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- what is refused ---
@@ -442,22 +302,11 @@ SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1}
     ],
     ids=["llama", "qwen2"],
 )
-def test_other_architectures_are_refused_by_name(quantize, build, request):
+def test_other_architectures_are_refused_by_name(build, request):
     with pytest.raises(
         QuambaError, match=rf"^the activations of models of type .{request.node.callspec.id}. cannot be quantized"
     ):
         quantize(build())
-
-
-def state(model) -> dict:
-    return {name: (tensor.dtype, tensor.clone()) for name, tensor in model.state_dict().items()}
-
-
-def same_state(before: dict, model) -> bool:
-    after = state(model)
-    return before.keys() == after.keys() and all(
-        dtype == after[name][0] and torch.equal(value, after[name][1]) for name, (dtype, value) in before.items()
-    )
 
 
 @pytest.mark.parametrize(
@@ -471,7 +320,7 @@ def same_state(before: dict, model) -> bool:
         ({}, {"scheme": "w4a8", "group_size": 100}, "group_size 100 has no kernels: choose of 32, 64, 128, 256"),
         ({}, {"scheme": "w4a16", "dynamic": True}, "dynamic scales are those of 8-bit activations"),
         ({}, {"embedding_bits": 4}, "embedding_bits 4 does nothing without quantize_embedding"),
-        ({}, {"lm_head_bits": 5, "quantize_lm_head": True}, "weights have 3, 4 or 8 bits, not 5"),
+        ({}, {"lm_head_bits": 5, "quantize_lm_head": True}, "lm_head_bits are 3, 4 or 8, not 5"),
         ({}, {"untie": True}, "to untie embedding and head does nothing unless both are quantized"),
         ({}, {"observer": "best"}, "unknown observer 'best'"),
         ({}, {"observer": "B_in=mse"}, "this model has no tap 'B_in'"),
@@ -485,7 +334,7 @@ def same_state(before: dict, model) -> bool:
     ],
     ids=str,
 )
-def test_a_mistake_is_told_before_the_model_is_changed(tiny_mamba, quantize, sizes, options, message):
+def test_a_mistake_is_told_before_the_model_is_changed(tiny_mamba, sizes, options, message):
     model = tiny_mamba(**sizes).to(torch.bfloat16)
     before = state(model)
     with pytest.raises(QuambaError, match=message):
@@ -493,12 +342,12 @@ def test_a_mistake_is_told_before_the_model_is_changed(tiny_mamba, quantize, siz
     assert same_state(before, model)
 
 
-def test_a_second_time_is_refused(tiny_mamba, quantize):
+def test_a_second_time_is_refused(tiny_mamba):
     with pytest.raises(QuambaError, match="is quantized already"):
         quantize(quantize(tiny_mamba()))
 
 
-def test_a_broken_model_is_told_by_the_first_tap_that_shows_it(tiny_mamba, quantize):
+def test_a_broken_model_is_told_by_the_first_tap_that_shows_it(tiny_mamba):
     model = tiny_mamba()
     model.backbone.embeddings.weight[:] = torch.inf
     with pytest.raises(QuambaError, match=r"tap layers\.0\.in: .* NaN or infinity"):

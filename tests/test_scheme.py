@@ -204,8 +204,10 @@ def test_a_tied_pair_of_the_same_bits_stays_one_table_unless_asked(tied, options
     [
         ({"embedding_bits": 4}, "embedding_bits 4 does nothing without quantize_embedding"),
         ({"lm_head_bits": 8}, "lm_head_bits 8 does nothing without quantize_lm_head"),
-        ({"quantize_embedding": True, "embedding_bits": 5}, "weights have 3, 4 or 8 bits, not 5"),
-        ({"quantize_lm_head": True, "lm_head_bits": 16}, "weights have 3, 4 or 8 bits, not 16"),
+        ({"quantize_embedding": True, "embedding_bits": 5}, "embedding_bits are 3, 4 or 8, not 5"),
+        ({"quantize_embedding": True, "embedding_bits": 0}, "embedding_bits are 3, 4 or 8, not 0"),
+        ({"quantize_lm_head": True, "lm_head_bits": 16}, "lm_head_bits are 3, 4 or 8, not 16"),
+        ({"quantize_lm_head": True, "lm_head_bits": 0}, "lm_head_bits are 3, 4 or 8, not 0"),
         ({"state_bits": 16}, "SSM states have 8 or 32 bits, not 16"),
         ({"state_bits": 8, "layer_schemes": ("w8a8", "w8a16")}, "SSM states of 8 bits need 8-bit activations in every"),
         ({"layer_schemes": ("w8a8", "w5a8")}, "unknown scheme 'w5a8'"),
@@ -230,7 +232,7 @@ def test_a_recipe_with_an_unknown_field_scheme_or_table_is_refused():
         QuantizationRecipe.from_dict({**fields, "colour": "blue"})
     with pytest.raises(QuambaError, match="w1a1"):
         QuantizationRecipe.from_dict({**fields, "scheme": {**fields["scheme"], "name": "w1a1"}})
-    with pytest.raises(QuambaError, match="weights have 3, 4 or 8 bits, not True"):
+    with pytest.raises(QuambaError, match="embedding_bits are 3, 4 or 8, not True"):
         QuantizationRecipe.from_dict({**fields, "embedding_bits": True})
     with pytest.raises(QuambaError, match="cannot serve an embedding of 8 and a head of 4 bits"):
         replace(recipe, lm_head_bits=4)
@@ -249,4 +251,19 @@ def test_a_recipe_describes_itself():
     assert create_recipe("w8a8", tied=True, layer_schemes=layers, state_bits=8, reordered=True).describe() == (
         "2 of 3 layers w4a8 (weights uint4 per group of 128, activations int8 per tensor), "
         "1 of 3 layers w8a8 (weights int8 per channel, activations int8 per tensor), grouped heads, int8 SSM states"
+    )
+
+
+def test_activations_are_those_of_the_layers_that_have_a_mamba_block():
+    recipe = create_recipe("w8a8", tied=True)
+    assert recipe.describe([True, True]) == recipe.describe()
+    assert recipe.describe([True, False, True]) == (
+        "weights int8 per channel, activations int8 per tensor in 2 Mamba blocks, float in the other layers"
+    )
+    assert create_recipe("w8a16", tied=True).describe([False, True]).endswith("activations float")
+    layers = ("w8a8", "w4a8", "w8a8", "w8a16")
+    assert create_recipe("w8a8", tied=True, layer_schemes=layers).describe([True, False, False, False]) == (
+        "2 of 4 layers w8a8 (weights int8 per channel, activations int8 per tensor in 1 Mamba block, float in the "
+        "other layers), 1 of 4 layers w4a8 (weights uint4 per group of 128, activations float: no Mamba block), "
+        "1 of 4 layers w8a16 (weights int8 per channel, activations float)"
     )

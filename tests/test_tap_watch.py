@@ -6,6 +6,7 @@ import torch
 from quamba import QuambaError, numerics, tap_watch
 from quamba.calibration import calibrate
 from quamba.convert import install_float_mixers, tap_modules
+from quamba.grouped_observer import GroupedObserver
 from quamba.nn.mamba2 import TAPS
 from quamba.nn.taps import STATE_TAP
 from quamba.observer import Observer, register_observer
@@ -103,6 +104,45 @@ def test_a_long_calibration_keeps_batches_from_all_of_it():
     assert tap_watch.GROUPED_BATCHES / 2 <= len(kept) <= tap_watch.GROUPED_BATCHES
     assert kept[0] == 1 and kept[-1] > 900
     assert len((kept[1:] - kept[:-1]).unique()) == 1
+
+
+def histogram_bytes(calibrator: tap_watch.Calibrator) -> int:
+    """What the groups' histograms take."""
+    observers = [o for watch in calibrator._watches.values() for o in getattr(watch.observer, "_observers", [])]
+    sides = [side for o in observers for side in (o.histogram.positive, o.histogram.negative)]
+    return sum(side.counts.nbytes + side.sums.nbytes for side in sides)
+
+
+@pytest.mark.parametrize(("budget", "bits"), [(1 << 30, 9), (1 << 23, 7), (1 << 22, 6), (1, 5)])
+def test_histograms_of_many_groups_have_fewer_bins(model, monkeypatch, budget, bits):
+    """So that those of all groups take no more than a budget, and their scales stay near."""
+    usual = run(model, "all=mse").taps
+    monkeypatch.setattr(tap_watch, "GROUPED_MEMORY", budget)
+    calibrator = tap_watch.Calibrator(
+        model, parse_observers("all=mse", head=False, taps=TAPS), 8, False, {}, None, orders()
+    )
+    with calibrator, torch.inference_mode():
+        for batch in WINDOWS.split(2):
+            model.backbone(batch)
+    groups = [watch.observer for watch in calibrator._watches.values() if isinstance(watch.observer, GroupedObserver)]
+    assert {observer.statistic_args["mantissa_bits"] for observer in groups} == {bits}
+    assert sum(observer.groups for observer in groups) == 2 * (2 * orders()[0].groups + 2 * 2)  # x, conv_in, B, C
+    assert histogram_bytes(calibrator) <= budget or bits == tap_watch.LEAST_MANTISSA
+    assert histogram_bytes(calibrator) > budget / 8 or bits == tap_watch.GROUPED_MANTISSA
+    for name, tap in calibrator.results().items():
+        assert tap.sqnr_db == pytest.approx(usual[name].sqnr_db, abs=0.1)
+
+
+def test_only_observers_with_histograms_count_and_a_users_bits_go_first(model, monkeypatch):
+    monkeypatch.setattr(tap_watch, "GROUPED_MEMORY", 1)
+    names = parse_observers("all=minmax,x=percentile,conv_in=mse", head=False, taps=TAPS)
+    for options, bits in (({}, 5), ({"mse": {"mantissa_bits": 8}}, 8)):
+        watches = tap_watch.Calibrator(model, names, 8, False, options, None, orders())._watches
+        assert watches["layers.0.conv_in"].observer.statistic_args == {"mantissa_bits": bits}
+        assert watches["layers.0.x"].observer.statistic_args == {}
+    # mamba2-2.7b in 8 SSD groups, with the default observers: of x alone
+    monkeypatch.setattr(tap_watch, "GROUPED_MEMORY", 1 << 30)
+    assert [tap_watch.grouped_mantissa(groups) for groups in (0, 128, 64 * 16, 64 * 8 * 16)] == [9, 9, 9, 7]
 
 
 def test_every_place_of_the_states_is_sampled(monkeypatch):

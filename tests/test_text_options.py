@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import main
 import utils
 from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
+from quamba.commands import run_texts
+from quamba.commands.weight_options import weight_method
 
 ARTICLES = ["w1 w2 w3 w4 w5 w6", "w7 w8", "w9 w10 w11 w12 w13 w14 w15"]
 CHECKPOINT = Checkpoint("mamba-130m", Path("mamba-130m"), {}, "directory")
@@ -31,11 +34,11 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_n_calib_is_another_name_of_calib_data_num():
     assert parse("--n_calib", "7").calib_data_num == 7
-    assert utils.calibration_text(parse("--n_calib", "7"), CHECKPOINT).data_num == 7
+    assert run_texts.calibration_text(parse("--n_calib", "7"), CHECKPOINT).data_num == 7
 
 
 def test_data_dir_reaches_the_text(folder):
-    text = utils.calibration_text(parse("--calib_dataset", "wikitext2", "--data_dir", str(folder)), CHECKPOINT)
+    text = run_texts.calibration_text(parse("--calib_dataset", "wikitext2", "--data_dir", str(folder)), CHECKPOINT)
     assert text == CalibrationText("wikitext2", data_dir=str(folder))
     assert text.describe() == f"512 sequences of 512 tokens of wikitext2 in {folder}, seed 0"
 
@@ -47,7 +50,7 @@ def test_the_home_folder_is_understood(monkeypatch, folder):
 
 def test_a_text_that_no_folder_stands_in_for_is_read_as_ever(folder):
     for name in ("stdlib", "lambada", str(folder / "train.txt")):
-        text = utils.calibration_text(parse("--calib_dataset", name, "--data_dir", str(folder)), CHECKPOINT)
+        text = run_texts.calibration_text(parse("--calib_dataset", name, "--data_dir", str(folder)), CHECKPOINT)
         assert text == CalibrationText(name)
 
 
@@ -62,11 +65,11 @@ def test_data_dir_needs_no_quantization_and_no_calibration():
 
 def check(*options: str, checkpoint: Checkpoint = CHECKPOINT) -> None:
     """What main.py asks before it loads a model."""
-    args, arguments = utils.build_parser().parse_args(["model", *options]), {}
+    args, arguments = utils.build_parser().parse_args(["model", *options]), None
     if args.quantize:
-        arguments["calibration"] = utils.calibration_source(args, checkpoint)
-        arguments["weight_text"] = utils.weight_text(args, checkpoint)
-    utils.check_data_dir(args, checkpoint, arguments)
+        arguments = {"calibration": run_texts.calibration_source(args, checkpoint)}
+        arguments["weight_text"] = run_texts.weight_text(args, checkpoint, weight_method(args))
+    run_texts.check_data_dir(args, checkpoint, main.read_texts(args, checkpoint, arguments))
 
 
 @pytest.fixture
@@ -82,6 +85,7 @@ def parts(folder, monkeypatch) -> Path:
 
 
 GPTQ = ["--weight_method", "gptq"]
+SEARCH = ["--quantize", "--a_bits", "16", "--hybrid_search", "6", "--weight_method", "rtn"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,7 @@ GPTQ = ["--weight_method", "gptq"]
         (["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "train", "--task_list", "piqa"], CHECKPOINT),
         (["--quantize", "--calib_dataset", "wikitext2", "--data_dir", "both"], CHECKPOINT),
         (["--quantize", "--a_bits", "16", *GPTQ, "--calib_dataset", "wikitext2", "--data_dir", "train"], EMBEDDED),
+        ([*SEARCH, "--calib_dataset", "wikitext2", "--data_dir", "train"], EMBEDDED),  # which the search alone reads
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value.name,
 )
@@ -125,6 +130,12 @@ ONLY = "can stand in for wikitext2, wikitext2-simple, c4, pile only, not for the
             EMBEDDED,
             "test has no calibration split of wikitext2",
         ),
+        (
+            [*SEARCH, "--calib_dataset", "wikitext2", "--data_dir", "test"],
+            EMBEDDED,
+            "test has no calibration split of wikitext2",
+        ),
+        ([*SEARCH, "--task_list", "piqa", "--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop"),
         (["--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop it, or name one of those"),
         (["--quantize", "--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop"),
         (["--quantize", "--a_bits", "16", "--data_dir", "both"], EMBEDDED, f"both {ONLY} text 'stdlib': drop"),
@@ -167,13 +178,13 @@ def earlier(parts):
 def test_a_calibration_on_text_from_elsewhere_is_not_reused(earlier):
     options = earlier("both", CalibrationText("wikitext2", data_dir="both"))
     for named in ([], ["--calib_dataset", "wikitext2"]):  # the earlier text counts, not this model's default
-        source = utils.calibration_source(parse(*options, *named, "--data_dir", "both"), CHECKPOINT)
+        source = run_texts.calibration_source(parse(*options, *named, "--data_dir", "both"), CHECKPOINT)
         assert source == CalibrationResult.load("both.json")
         with pytest.raises(
             QuambaError,
             match=r"^--data_dir train does not fit --calibration both\.json, which was made with both: drop",
         ):
-            utils.calibration_source(parse(*options, *named, "--data_dir", "train"), CHECKPOINT)
+            run_texts.calibration_source(parse(*options, *named, "--data_dir", "train"), CHECKPOINT)
 
 
 def test_a_calibration_on_text_of_the_hub_is_not_one_on_a_folder(earlier):
@@ -181,14 +192,14 @@ def test_a_calibration_on_text_of_the_hub_is_not_one_on_a_folder(earlier):
     with pytest.raises(
         QuambaError, match=r"^--data_dir both does not fit --calibration hub\.json, which was made without it: drop"
     ):
-        utils.calibration_source(parse(*options, "--data_dir", "both"), CHECKPOINT)
+        run_texts.calibration_source(parse(*options, "--data_dir", "both"), CHECKPOINT)
 
 
 @pytest.mark.parametrize("text", [CalibrationText("stdlib"), CalibrationText("mine.txt"), None], ids=str)
 def test_a_calibration_on_text_that_no_folder_stands_in_for_fits_any(earlier, text):
     options = [*earlier("own", text), "--data_dir", "test"]
     for checkpoint in (CHECKPOINT, EMBEDDED):
-        assert utils.calibration_source(parse(*options), checkpoint) == CalibrationResult.load("own.json")
+        assert run_texts.calibration_source(parse(*options), checkpoint) == CalibrationResult.load("own.json")
     check(*options)  # perplexity reads wikitext2; pile, the default of calibration, is not read
     with pytest.raises(QuambaError, match=r"^--data_dir test can stand in for"):
         check(*options, checkpoint=EMBEDDED)
@@ -200,6 +211,9 @@ def test_the_folder_of_an_earlier_calibration_may_be_named_again(earlier, parts)
     check(*options, checkpoint=EMBEDDED)
     with pytest.raises(QuambaError, match=r"^--data_dir train has no calibration split of wikitext2"):
         check(*options, *GPTQ, "--calib_dataset", "wikitext2", checkpoint=EMBEDDED)  # but for weights it is read
+    with pytest.raises(QuambaError, match=r"^--data_dir train has no calibration split of wikitext2"):
+        search = ["--hybrid_search", "6", "--weight_method", "rtn"]  # and for the schemes of layers
+        check(*options, *search, "--calib_dataset", "wikitext2", checkpoint=EMBEDDED)
 
 
 # --- the samplings of CalibrationText ---

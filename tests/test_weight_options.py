@@ -1,17 +1,21 @@
 """The weight path's options of main.py: what they mean together, and which combinations are mistakes."""
 
+from contextlib import nullcontext
+
 import pytest
 
 import utils
 from quamba import QuambaError
+from quamba.commands import run_texts
+from quamba.commands.weight_options import given_weight_options, weight_method
 from quamba.weights.gptq import GptqOptions
-from quamba.weights.method import WeightMethod
+from quamba.weights.method import DEFAULT_METHODS, WeightMethod
 from quamba.weights.rounding import FlipOptions
 from tests.test_utils import EMBEDDED, OTHER, parse
 
 
 def method(*options) -> WeightMethod:
-    return utils.weight_method(parse("--quantize", "--quantize_lm_head", *options))
+    return weight_method(parse("--quantize", "--quantize_lm_head", *options))
 
 
 @pytest.mark.parametrize(
@@ -97,16 +101,26 @@ def test_more_than_half_masked_warns_and_says_what_it_does(caplog):
     assert "cannot flip, the rest still can" in caplog.text and "--use_heuristic" in caplog.text
 
 
+def test_the_default_is_that_of_the_fewest_bits_that_layers_have():
+    for bits, default in DEFAULT_METHODS.items():
+        assert weight_method(parse("--quantize", "--hybrid_search", "5"), bits) == default
+        assert weight_method(parse("--quantize", "--weight_method", "awq"), bits).method == "awq"
+    assert given_weight_options(parse("--quantize", "--hybrid_search", "5")) == set()
+    assert given_weight_options(parse("--resume", "--knee_tolerance", "0")) == {"resume", "knee_tolerance"}
+    with pytest.raises(QuambaError, match="--layer_batch_size does nothing with weights rounded to nearest"):
+        weight_method(parse("--quantize", "--layer_batch_size", "2"), 8)
+
+
 def test_rounding_to_nearest_reads_no_text():
-    assert utils.weight_text(parse("--quantize", "--weight_method", "rtn"), EMBEDDED) is None
+    assert run_texts.weight_text(parse("--quantize"), EMBEDDED, WeightMethod("rtn")) is None
 
 
 def test_other_methods_read_128_slices_or_as_many_as_are_asked_for():
-    gptq = ["--quantize", "--weight_method", "gptq"]
-    text = utils.weight_text(parse(*gptq), OTHER)
+    gptq = WeightMethod("gptq")
+    text = run_texts.weight_text(parse("--quantize"), OTHER, gptq)
     assert (text.data_num, text.seqlen, text.sampling) == (128, 512, "slices")
-    assert utils.weight_text(parse(*gptq, "--n_calib", "300"), OTHER).data_num == 300
-    assert utils.weight_text(parse(*gptq, "--testing"), EMBEDDED).data_num == utils.TESTING_CALIB_DATA_NUM
+    assert run_texts.weight_text(parse("--quantize", "--n_calib", "300"), OTHER, gptq).data_num == 300
+    assert run_texts.weight_text(parse("--testing"), EMBEDDED, gptq).data_num == run_texts.TESTING_CALIB_DATA_NUM
 
 
 def test_float_activations_with_such_a_method_take_text_but_no_observer():
@@ -119,3 +133,14 @@ def test_float_activations_with_such_a_method_take_text_but_no_observer():
         utils.check_quantization_options(
             parse("--quantize", "--a_bits", "16", "--weight_method", "rtn", "--calib_seqlen", "64"), parser
         )
+
+
+def test_text_beside_a_file_of_schemes_is_refused_once_the_file_is_known_to_need_none(tmp_path):
+    parser, file = utils.build_parser(), tmp_path / "schemes.json"
+    options = ["--a_bits", "16", "--hybrid_blocks", "--hybrid_blocks_config", str(file), "--calib_seqlen", "64"]
+    args, config = parse("--quantize", *options), {"num_hidden_layers": 2}
+    for schemes, refused in (('["w8a16", "w8a16"]', True), ('["w8a16", "w4a16"]', False)):
+        file.write_text(schemes)
+        utils.check_quantization_options(args, parser)
+        with pytest.raises(QuambaError, match="--calib_seqlen does nothing") if refused else nullcontext():
+            utils.check_quantization_options(args, parser, config)

@@ -1,11 +1,19 @@
 """argparse types that several commands share."""
 
 import argparse
+from collections.abc import Callable
+
+
+def _number(text: str, kind: Callable[[str], int | float], what: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
 
 
 def positive_int(text: str) -> int:
     """An integer of at least 1."""
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
@@ -13,7 +21,7 @@ def positive_int(text: str) -> int:
 
 def seed(text: str) -> int:
     """An integer that every random generator takes as its seed."""
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"must be from 0 to {2**32 - 1}, not {value}")
     return value
@@ -21,7 +29,7 @@ def seed(text: str) -> int:
 
 def share(text: str) -> float:
     """A number in (0, 1)."""
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {value}")
     return value

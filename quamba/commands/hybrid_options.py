@@ -10,25 +10,39 @@ from ..head_groups import HeadGroups
 from ..hybrid_blocks import read_layer_schemes
 from ..hybrid_budget import Budget
 from ..hybrid_run import HybridSearch
-from ..scheme import FLOAT, get_scheme
-from ..weights.method import DEFAULT_METHODS, WeightMethod
+from ..scheme import FLOAT, WEIGHTS, get_scheme
 
 HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
+HYBRID_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own
 SEARCHED_BITS = (4, 8)  # of the weights, where the user names no schemes
 
 
 def is_hybrid(args: argparse.Namespace) -> bool:
     """Whether layers have schemes of their own. Raises QuambaError for options that do nothing, or lack another."""
-    if args.hybrid_blocks and not (args.hybrid_blocks_config or args.hybrid_search):
+    file, search = args.hybrid_blocks_config, args.hybrid_search
+    if file is not None and not file.strip():
+        raise QuambaError(f"--hybrid_blocks_config {file!r} names no file")
+    if args.hybrid_blocks and file is None and search is None:
         raise QuambaError("--hybrid_blocks needs --hybrid_blocks_config FILE, or --hybrid_search BUDGET to make one")
-    if args.hybrid_blocks_config and not (args.hybrid_blocks or args.hybrid_search):
+    if file is not None and not args.hybrid_blocks and search is None:
         raise QuambaError(
-            f"--hybrid_blocks_config {args.hybrid_blocks_config} does nothing without --hybrid_blocks, which reads it, "
-            "or --hybrid_search, which writes it"
+            f"--hybrid_blocks_config {file} does nothing without --hybrid_blocks, which reads it, or --hybrid_search, "
+            "which writes it"
         )
-    if args.hybrid_schemes and not args.hybrid_search:
+    if args.hybrid_schemes is not None and search is None:
         raise QuambaError(f"--hybrid_schemes {args.hybrid_schemes} does nothing without --hybrid_search: add it")
-    return args.hybrid_blocks or args.hybrid_search is not None
+    return args.hybrid_blocks or search is not None
+
+
+def _check_bits(args: argparse.Namespace) -> None:
+    """Raises QuambaError for a --w_bits that no table has, beside layers with bits of their own."""
+    embedding = args.quantize_embedding and args.embedding_bits is None
+    head = args.quantize_lm_head and args.lm_head_bits is None
+    if args.w_bits != max(WEIGHTS) and not (embedding or head):
+        raise QuambaError(
+            f"--w_bits {args.w_bits} does nothing where layers have schemes of their own: drop it, or add "
+            "--quantize_embedding or --quantize_lm_head, which take it"
+        )
 
 
 def hybrid_search(args: argparse.Namespace, group_heads: HeadGroups | None = None) -> HybridSearch | None:
@@ -36,7 +50,7 @@ def hybrid_search(args: argparse.Namespace, group_heads: HeadGroups | None = Non
     if not is_hybrid(args) or args.hybrid_search is None:
         return None
     schemes = tuple(f"w{bits}a{args.a_bits}" for bits in SEARCHED_BITS)
-    if args.hybrid_schemes:
+    if args.hybrid_schemes is not None:
         schemes = tuple(name.strip().lower() for name in args.hybrid_schemes.split(",") if name.strip())
     search = HybridSearch(
         Budget.parse(args.hybrid_search),
@@ -56,7 +70,10 @@ def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str
 
     Raises QuambaError for a file that does not fit.
     """
-    if not is_hybrid(args) or config is None:
+    if not is_hybrid(args):
+        return ()
+    _check_bits(args)
+    if config is None:
         return ()
     layers = config.get("num_hidden_layers") or config.get("n_layer")  # n_layer: of the original format
     if type(layers) is not int or layers < 1:
@@ -93,7 +110,18 @@ def schemes_file(args: argparse.Namespace, name: str) -> Path:
     return Path(args.hybrid_blocks_config or Path(args.log_dir) / f"{name}{SCHEMES_STEM}.json")
 
 
-def default_method(args: argparse.Namespace) -> WeightMethod:
-    """The weight method where the user names none: that of the fewest bits that layers may have."""
-    bits = min(SEARCHED_BITS) if is_hybrid(args) else args.w_bits
-    return DEFAULT_METHODS.get(bits, WeightMethod())  # other bits are refused with the scheme
+def lowest_bits(args: argparse.Namespace, config: Mapping | None) -> int | None:
+    """The fewest bits of weights that a layer may have, by which the weight method is chosen; `config`: config.json.
+
+    Those of a search are the fewest that it chooses from; those of a file are unknown, None, without a config.
+    """
+    if not is_hybrid(args):
+        return args.w_bits
+    if search := hybrid_search(args):
+        return fewest_bits(search.schemes)
+    return None if config is None else fewest_bits(layer_schemes(args, config))
+
+
+def fewest_bits(schemes: Sequence[str]) -> int:
+    """Of the weights of schemes with those names."""
+    return min(get_scheme(name).weight.bits for name in schemes)

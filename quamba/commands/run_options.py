@@ -13,7 +13,9 @@ def add_quantization_options(group) -> None:
     """What is quantized to what."""
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
     group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default), 4 or 3")
-    group.add_argument("--a_bits", type=int, default=8, help="bits of the activations: 8 (default), or 16 (float)")
+    group.add_argument(
+        "--a_bits", type=int, default=8, help="bits of the activations of Mamba blocks: 8 (default), or 16 (float)"
+    )
     group.add_argument(
         "--group_size",
         type=int,
@@ -25,8 +27,8 @@ def add_quantization_options(group) -> None:
     )
     group.add_argument("--quantize_embedding", action="store_true", help="the embedding too, in the weights' format")
     group.add_argument("--quantize_lm_head", action="store_true", help="the head too, in the weights' format")
-    group.add_argument("--embedding_bits", type=int, metavar="N", help="of the embedding: 8 or 4 (default: --w_bits)")
-    group.add_argument("--lm_head_bits", type=int, metavar="N", help="of the head: 8 or 4 (default: --w_bits)")
+    group.add_argument("--embedding_bits", type=int, metavar="N", help="of the embedding: 8, 4 or 3 (--w_bits)")
+    group.add_argument("--lm_head_bits", type=int, metavar="N", help="of the head: 8, 4 or 3 (--w_bits)")
     group.add_argument("--untie_embedding", action="store_true", help="a table each for quantized embedding and head")
     group.add_argument(
         "--save_dequantized",

@@ -8,7 +8,7 @@ from ..weights.gptq import GptqOptions
 from ..weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
 from ..weights.rounding import FlipOptions, rounding_names
 from .arguments import positive_int
-from .hybrid_options import default_method
+from .hybrid_options import lowest_bits
 
 AWQ, GPTQ = "awq", "gptq"
 FLIP_OPTIONS = "flip_objective outlier_percent knee_tolerance max_flip_percent"
@@ -54,14 +54,24 @@ def add_weight_options(group) -> None:
 
 def _defaults() -> str:
     """For the help: `rtn with 8 bits, gptq with 4 bits, ...`."""
-    return "; ".join(f"{default.describe()} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
+    rules = "; ".join(f"{default.describe()} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
+    return f"{rules}; of layers that differ, by the fewest"
 
 
-def weight_method(args: argparse.Namespace) -> WeightMethod:
-    """How weights are rounded. Raises QuambaError for options that contradict, or that do nothing."""
+def given_weight_options(args: argparse.Namespace) -> set[str]:
+    """The names of those that the user gave."""
     values = {name: getattr(args, name) for name in WEIGHT_OPTIONS.split()}
-    given = {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
-    default = default_method(args)
+    return {name for name, value in values.items() if value is not None and value is not False}  # 0 is given
+
+
+def weight_method(args: argparse.Namespace, bits: int | None = None) -> WeightMethod:
+    """How weights are rounded; `bits`: the fewest that a layer has (None: as the options alone tell).
+
+    Raises QuambaError for options that contradict, or that do nothing.
+    """
+    given = given_weight_options(args)
+    bits = lowest_bits(args, None) if bits is None else bits
+    default = DEFAULT_METHODS.get(bits, WeightMethod())  # other bits are refused with the scheme
     method = args.weight_method or (GPTQ if args.apply_gptq else default.method)
     if args.apply_gptq and GPTQ not in method:
         if method != AWQ:

@@ -14,7 +14,8 @@ import quamba
 from quamba.checkpoint.quantized import verify_tensors
 from quamba.errors import QuambaError
 from quamba.weights.method import WeightMethod
-from tests.checkpoint.test_quantized import FILE_DAMAGES, edit_tensors
+from tests.checkpoint.test_quantized import edit_tensors
+from tests.checkpoint.test_quantized_damaged import FILE_DAMAGES
 from tests.checkpoint.tiny_families import FAMILIES, tiny_gemma, tiny_neox
 
 TABLES = {"quantize_embedding": True, "quantize_lm_head": True}

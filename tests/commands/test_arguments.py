@@ -43,3 +43,4 @@ def test_what_is_refused(kind, text, capsys):
     err = capsys.readouterr().err
     assert "argument --option: " in err
     assert text.strip() in err
+    assert "invalid" not in err  # argparse's own words name the function, and not what is asked for

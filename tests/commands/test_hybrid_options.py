@@ -109,6 +109,11 @@ def test_a_search_that_leaves_all_activations_float_leaves_no_calibration():
         (["--hybrid_search", "much"], "the budget 'much' is no positive number"),
         (["--hybrid_search", "5", "--hybrid_schemes", "w4a8"], "a search needs two schemes to choose from, got w4a8"),
         (["--hybrid_search", "5", "--hybrid_schemes", ","], "got none"),
+        (["--hybrid_search", "5", "--hybrid_schemes", ""], "got none"),
+        (["--hybrid_schemes", ""], "does nothing without --hybrid_search"),
+        (["--hybrid_search", ""], "the budget '' is no positive number"),
+        (["--hybrid_blocks", "--hybrid_blocks_config", ""], "--hybrid_blocks_config '' names no file"),
+        (["--hybrid_search", "5", "--hybrid_blocks_config", " "], "--hybrid_blocks_config ' ' names no file"),
         (["--hybrid_search", "5", "--hybrid_schemes", "w4a8,w5a8"], "unknown scheme 'w5a8'"),
         (["--hybrid_search", "5", "--group_size", "63"], "group_size 63 has no kernels"),
         (
@@ -152,7 +157,25 @@ def test_a_config_without_a_number_of_layers_is_told(file):
         hybrid_options.layer_schemes(parse(*file(FILE)), {"model_type": "mamba"})
 
 
-def test_the_weight_method_is_that_of_the_fewest_bits_that_layers_may_have(file):
-    assert hybrid_options.default_method(parse()).method == "rtn"
-    assert hybrid_options.default_method(parse(*file(FILE))).method == "gptq"
-    assert hybrid_options.default_method(parse("--hybrid_search", "5")).method == "gptq"
+def test_the_fewest_bits_that_layers_have(file):
+    """By which the weight method is chosen: of a file once the number of layers is known, of a search what may be."""
+    of_file, search = parse(*file(FILE)), parse("--hybrid_search", "5")
+    assert [hybrid_options.lowest_bits(parse("--w_bits", str(bits)), CONFIG) for bits in (8, 4, 3)] == [8, 4, 3]
+    assert hybrid_options.lowest_bits(of_file, None) is None
+    assert hybrid_options.lowest_bits(of_file, CONFIG) == 4
+    assert hybrid_options.lowest_bits(parse(*file(["w8a8"] * 4)), CONFIG) == 8
+    assert hybrid_options.lowest_bits(parse(*file(["w8a8", "w3a8", "w4a8", "w4a8"])), CONFIG) == 3
+    assert hybrid_options.lowest_bits(search, None) == hybrid_options.lowest_bits(search, CONFIG) == 4
+    assert hybrid_options.lowest_bits(parse("--hybrid_search", "9", "--hybrid_schemes", "w8a8,w8a16"), None) == 8
+    assert hybrid_options.fewest_bits(("w8a8", "w4a16")) == 4
+
+
+def test_bits_of_the_weights_beside_a_file_are_those_of_the_tables(file):
+    with pytest.raises(QuambaError, match="--w_bits 4 does nothing where layers have schemes of their own: drop it"):
+        utils.recipe_arguments(parse(*file(FILE), "--w_bits", "4"))
+    with pytest.raises(QuambaError, match="--w_bits 4 does nothing"):
+        utils.recipe_arguments(
+            parse("--hybrid_search", "5", "--w_bits", "4", "--quantize_lm_head", "--lm_head_bits", "8")
+        )
+    recipe = utils.recipe(parse(*file(FILE), "--w_bits", "4", "--quantize_lm_head"), tied=True, config=CONFIG)
+    assert recipe.lm_head_bits == 4 and recipe.name == "w4a8+w8a8"

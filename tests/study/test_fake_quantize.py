@@ -10,6 +10,7 @@ from quamba import numerics
 from quamba.calibration import calibrate, model_fingerprint
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
+from quamba.nn.mamba2 import TAPS
 from quamba.rewrites import transform
 from quamba.study.fake_quantize import fake_quantized
 from quamba.tap_observers import parse_observers
@@ -115,3 +116,32 @@ def test_all_taps_together_change_the_logits_about_as_much_as_the_int8_model_doe
         fake = logits(model, tokens)
     distance = float((fake - expected).norm())
     assert 0.3 < distance / float((logits(quantized, tokens) - expected).norm()) < 1.2
+
+
+@pytest.mark.parametrize("n_groups", [1, 2, 4])
+def test_scales_of_groups_are_of_their_channels(tiny_mamba2, tokens, n_groups):
+    """Those of B and C of Mamba2 as a calibration finds them, one for each SSD group, and one for each channel of x."""
+    model = tiny_mamba2(n_groups=n_groups)
+    install_float_mixers(model)
+    observers = parse_observers("all=minmax", head=False, taps=TAPS)
+    result = calibrate(model, tokens, observers, fingerprint="", progress=False)
+    before, scales = tapped(model, tokens), {}
+    for tap in ("B", "C"):
+        scales[f"layers.0.{tap}"] = result.scales()[f"layers.0.{tap}"]
+    scales["layers.1.x"] = torch.linspace(0.01, 0.1, model.config.num_heads * model.config.head_dim)
+    for name, scale in scales.items():
+        with fake_quantized(model, {name: scale}):
+            after = tapped(model, tokens)[name]
+        steps = scale.reshape(-1, 1)  # [groups, 1]
+        x = before[name].unflatten(-1, (len(steps), -1))  # [B, L, groups, channels of a group]
+        expected = numerics.dequantize(numerics.quantize(x, steps), steps).flatten(-2)
+        assert torch.equal(after, expected)
+        assert scale.numel() in (n_groups, 64)
+
+
+def test_scales_that_do_not_split_the_channels_are_named(model, tokens):
+    scales = {"layers.1.x": torch.full((7,), 0.1)}
+    message = r"^tap layers\.1\.x has 64 channels, which do not split into its 7 scales$"
+    with pytest.raises(QuambaError, match=message), fake_quantized(model, scales):
+        logits(model, tokens)
+    assert hooks_of(model) == 0
