@@ -1,8 +1,8 @@
 """TPOT and TTFT of quantized models on a GPU beside float16, and what share of the memory's speed decoding reaches.
 
-    python -m benchmarks.cuda                                       # every shape and system: half an hour
-    python -m benchmarks.cuda --shapes 130m --systems fp16,w8a8 --rounds 3
-    python -m benchmarks.cuda --device cpu --shapes tiny            # tries the script where no GPU is
+    python -m benchmarks.gpu                                       # every shape and system: half an hour
+    python -m benchmarks.gpu --shapes 130m --systems fp16,w8a8 --rounds 3
+    python -m benchmarks.gpu --device cpu --shapes tiny            # tries the script where no GPU is
 
 Models are random: speed depends on their sizes alone. TPOT: milliseconds of a decoded token, batch 1, as a CUDA graph
 where the model can be one; TTFT: of a prompt up to its first token. GB/s: the bytes of weights and states that a token
@@ -180,7 +180,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", default="512,1024,2048", help="tokens of a prompt (512,1024,2048)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure (5)")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script (cuda)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench/cuda.json"), help="the rows, JSON")
+    parser.add_argument("--output", type=Path, default=Path("build/bench/gpu.json"), help="the rows, JSON")
     return parser.parse_args()
 
 
@@ -191,7 +191,7 @@ def main() -> None:
         prompts = [int(length) for length in args.prompts.split(",")]
         device = ops.check_device(args.device)
     except (QuambaError, ValueError) as error:
-        sys.exit(f"benchmarks.cuda: {error}")
+        sys.exit(f"benchmarks.gpu: {error}")
     on = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     copy_gb_s, rows = copy_gigabytes_per_second(device), []
     about = {"device": on, "date": str(datetime.date.today()), "copy_gb_s": copy_gb_s}
