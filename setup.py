@@ -7,9 +7,9 @@ from setuptools import setup
 from torch.utils.cpp_extension import CppExtension
 
 ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT))  # pip's isolated build does not
+sys.path.insert(0, str(ROOT / "tools"))
 
-from tools.build_cuda import BuildKernels, libraries  # noqa: E402
+from build_cuda import BuildKernels, libraries  # noqa: E402
 
 setup(
     ext_modules=[

@@ -1,7 +1,8 @@
 """Builds the libraries of csrc/cuda: quamba._C_cuda with nvcc, quamba._C_emulated (the same kernels) with C++.
 
 As a program it is `make cuda-check`: compiles every .cu for ARCHITECTURES, no GPU needed, warnings being errors, and
-leaves the registers and spills of each kernel in a log.
+leaves the registers and spills of each kernel in a log. While a kernel is written, `python -m tools.build_cuda
+--library _C_emulated` builds in seconds what its tests run.
 
 QUAMBA_CUDA=1 makes nvcc a requirement, 0 leaves _C_cuda out; without it, nvcc on PATH decides. TORCH_CUDA_ARCH_LIST
 names the architectures of _C_cuda; MAX_JOBS limits parallel compilations. An object is compiled again when its command,
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +59,16 @@ class Unit:
         if self._is_current(line):
             return log.read_text()
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        command = [*self.command, "-MMD", "-MF", str(record), "-o", str(self.target)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        fresh, started = self.target.with_suffix(f".{os.getpid()}.o"), time.time()
+        command = [*self.command, "-MMD", "-MF", str(record), "-o", str(fresh)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=ROOT
+        )
         if done.returncode:
-            self.target.unlink(missing_ok=True)
             raise BuildError(f"{line}\n{done.stdout}")
         log.write_text(f"{line}\n{done.stdout}")
+        os.utime(fresh, (started, started))  # what is edited from here on is newer
+        os.replace(fresh, self.target)
         return log.read_text()
 
     def _is_current(self, line: str) -> bool:
@@ -73,7 +79,7 @@ class Unit:
             return False
         inputs = shlex.split(record.read_text().replace("\\\n", " ").partition(":")[2])
         built = self.target.stat().st_mtime
-        return all(os.path.exists(path) and os.path.getmtime(path) <= built for path in inputs)
+        return all((ROOT / path).exists() and (ROOT / path).stat().st_mtime <= built for path in inputs)
 
 
 def compile_units(units: list[Unit]) -> str:
@@ -114,12 +120,15 @@ def architecture_flags(architectures: str) -> list[str]:
 def cuda_units(nvcc: str, architectures: str) -> list[Unit]:
     """A compilation by nvcc of every .cu file."""
     command = (nvcc, *NVCC, "-Xptxas=-v", *INCLUDES, *architecture_flags(architectures), "-c")
-    return [Unit((*command, str(path)), OBJECTS / "nvcc" / f"{path.stem}.o") for path in sorted(SOURCES.glob("*.cu"))]
+    return [
+        Unit((*command, str(path.relative_to(ROOT))), OBJECTS / "nvcc" / f"{path.stem}.o")
+        for path in sorted(SOURCES.glob("*.cu"))
+    ]
 
 
 def cxx_unit(source: Path, flags: list[str], directory: str) -> Unit:
     """A compilation by the C++ compiler, whatever the file is called."""
-    command = (*cxx(), *flags, *INCLUDES, "-c", "-x", "c++", str(source))
+    command = (*cxx(), *flags, *INCLUDES, "-c", "-x", "c++", str(source.relative_to(ROOT)))
     return Unit(command, OBJECTS / directory / f"{source.stem}.o")
 
 
@@ -175,23 +184,33 @@ def libraries() -> list[Extension]:
     return [*found, KernelLibrary("quamba._C_cuda", nvcc)] if nvcc else found
 
 
+def check(nvcc: str, log: Path) -> str:
+    """Compiles every .cu and writes what ptxas says of each kernel to `log`; the summary. Raises BuildError."""
+    units = cuda_units(nvcc, ARCHITECTURES)
+    report = compile_units(units)
+    log.write_text(report)
+    spills = re.findall(r"[1-9]\d* bytes spill stores", report)
+    kernels = report.count("Compiling entry function")  # of every architecture
+    return f"{len(units)} files compiled for {ARCHITECTURES}: {kernels} kernels, {len(spills)} spill registers ({log})"
+
+
 def main() -> None:
-    """`make cuda-check`."""
+    """Compile the CUDA kernels to see that they compile, or build one library of them beside the others."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--log", type=Path, default=ROOT / "build/cuda-check.log")
-    log = parser.parse_args().log
+    parser.add_argument("--log", type=Path, default=ROOT / "build/cuda-check.log", help="registers and spills")
+    parser.add_argument("--library", choices=["_C_cuda", "_C_emulated"], help="build quamba/LIBRARY, and nothing else")
+    arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")
-    if nvcc is None:
+    if nvcc is None and arguments.library != "_C_emulated":
         sys.exit("cuda-check needs nvcc on PATH: install the CUDA toolkit, 12.0 or newer (a GPU is not needed)")
     try:
-        units = cuda_units(nvcc, ARCHITECTURES)
-        report = compile_units(units)
+        if arguments.library is None:
+            print(check(nvcc, arguments.log))
+        else:
+            target = ROOT / "quamba" / (arguments.library + sysconfig.get_config_var("EXT_SUFFIX"))
+            KernelLibrary(arguments.library, nvcc if arguments.library == "_C_cuda" else None).build(target)
     except BuildError as error:
-        sys.exit(f"cuda-check failed: {error}")
-    log.write_text(report)
-    spills = [line.strip() for line in report.splitlines() if re.search(r"[1-9]\d* bytes spill", line)]
-    kernels = report.count("Compiling entry function")  # of every architecture
-    print(f"{len(units)} files compiled for {ARCHITECTURES}: {kernels} kernels, {len(spills)} spill registers ({log})")
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

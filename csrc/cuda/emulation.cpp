@@ -33,6 +33,12 @@ struct Meeting {
   Resolve resolve;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fibre {
   jmp_buf context{};
   ucontext_t first{};  // of the stack's first entry
@@ -41,6 +47,7 @@ struct Fibre {
   unsigned number = 0;
   uint3 index{};
   Meeting meeting{};
+  std::vector<std::vector<Copy>> copies;  // groups not waited for; the last one is not committed yet
 };
 
 // A launch has all of this to itself.
@@ -190,7 +197,10 @@ bool release_barrier() {
 
 // Behind every barrier threads run in the other direction, so that no order hides a missing one.
 void run_block() {
-  for (unsigned i = 0; i < threads; ++i) fibres[i]->state = State::kReady;
+  for (unsigned i = 0; i < threads; ++i) {
+    fibres[i]->state = State::kReady;
+    fibres[i]->copies.clear();
+  }
   for (bool backward = false;;) {
     bool progress = false, ended = true;
     for (unsigned i = 0; i < threads; ++i) {
@@ -257,6 +267,28 @@ unsigned ballot(unsigned mask, const char* name, bool predicate) {
   return mine.result;
 }
 
+void copy_later(void* to, const void* from, size_t bytes) {
+  const auto misaligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % bytes != 0; };
+  if (misaligned(to) || misaligned(from)) fail("cp.async: an address is not aligned to the copy's size");
+  poison(to, bytes);
+  if (running->copies.empty()) running->copies.emplace_back();
+  running->copies.back().push_back({to, from, bytes});
+}
+
+void commit_copies() { running->copies.emplace_back(); }
+
+void wait_for_copies(int latest) {
+  auto& groups = running->copies;
+  const size_t keep = static_cast<size_t>(latest) + 1;  // and the one not committed
+  while (groups.size() > keep) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
+      else std::memset(copy.to, 0, copy.bytes);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
 void fail(const char* message) {
   failure = std::string(message) + " (" + place(*running) + ")";
   _longjmp(scheduler, 1);
@@ -275,7 +307,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
         poison_static_shared();
-        poison(shared_memory, sizeof(shared_memory));
+        poison(shared_memory, shared_bytes + kCanaryBytes);
         run_block();
         for (size_t i = shared_bytes; i < shared_bytes + kCanaryBytes; ++i)
           if (shared_memory[i] != static_cast<unsigned char>(kPoison >> 8 * (i % 4)))

@@ -75,6 +75,11 @@ unsigned lane();
 using Resolve = void (*)(void* const (&brought)[kWarp], unsigned came);
 void meet(unsigned mask, const char* name, void* mine, Resolve resolve);
 
+// cp.async, see copy_async.h: zeros without `from`.
+void copy_later(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_for_copies(int latest);
+
 // Ends the launch with this error. Callable from kernels.
 [[noreturn]] void fail(const char* message);
 

@@ -5,7 +5,7 @@
 //   (quamba._C_emulated, namespace `quamba_emulated`), so that their arithmetic, their barriers and their argument
 //   checks are tested where there is no GPU. See emulation.h.
 //
-// torch is reached through its stable ABI alone, which needs no CUDA headers of torch's and loads where torch has no CUDA.
+// torch is reached through its stable ABI alone: no CUDA headers of torch's, and it loads where torch has no CUDA.
 #pragma once
 
 #include <cstddef>

@@ -2,6 +2,7 @@
 // can be compared with what is documented, and on a GPU with what that does. Schemas: PROBES of quamba/ops/emulated.py.
 
 #include "checks.h"
+#include "copy_async.h"
 #include "mma.h"
 #include "reduce.cuh"
 
@@ -99,6 +100,33 @@ Tensor reverse_probe(const Tensor& x, bool dynamic) {
   return out;
 }
 
+// Columns of 4 floats pass through two buffers of shared memory, the next on its way while one is read; `early` reads
+// the one on its way. Of x [n, 4] the first `valid` rows, zeros behind them.
+__global__ void copy_kernel(const float4* x, float4* out, int n, int valid, bool early) {
+  __shared__ float4 buffer[2];
+  if (threadIdx.x == 0) copy_async16(&buffer[0], x, valid > 0);
+  copy_async_commit();
+  for (int i = 0; i < n; ++i) {
+    const int next = i + 1;
+    if (threadIdx.x == 0 && next < n) copy_async16(&buffer[next % 2], x + next, next < valid);
+    copy_async_commit();
+    if (!early) copy_async_wait<1>();
+    __syncthreads();
+    if (threadIdx.x == 1) out[i] = buffer[i % 2];
+    __syncthreads();
+  }
+  copy_async_wait<0>();
+}
+
+Tensor copy_probe(const Tensor& x, int64_t valid, bool early) {
+  std::optional<Tensor> keep;
+  const float* from = values<float>(x, {x.size(0), 4}, x, "x", keep);
+  const Tensor out = empty(x.sizes(), ScalarType::Float, x);
+  OnDevice(x).launch(copy_kernel, 1, kWarp, 0, reinterpret_cast<const float4*>(from),
+                     reinterpret_cast<float4*>(pointer<float>(out)), x.size(0), valid, early);
+  return out;
+}
+
 #if defined(QUAMBA_EMULATED)
 // What must not pass unnoticed, by number; see FAULTS of tests/cuda/test_emulation.py.
 __global__ void fault_kernel(int64_t fault, float* out) {
@@ -139,6 +167,7 @@ QUAMBA_PROBE_LIBRARY(m) {
   m.impl("mma_f16", TORCH_BOX(&mma_f16_probe));
   m.impl("mma_tf32", TORCH_BOX(&mma_tf32_probe));
   m.impl("warp", TORCH_BOX(&warp_probe));
+  m.impl("copy", TORCH_BOX(&copy_probe));
   m.impl("reverse", TORCH_BOX(&reverse_probe));
 #if defined(QUAMBA_EMULATED)
   m.impl("fault", TORCH_BOX(&fault_probe));

@@ -18,6 +18,9 @@ PROBES = {
     "warp": "(Tensor x, int argument, int width) -> Tensor",
     # x [blocks, threads] -> each block's values reversed through shared memory
     "reverse": "(Tensor x, bool dynamic) -> Tensor",
+    # x [n, 4] through asynchronous copies -> x, zeros from row `valid` on; `early`: read before they are waited for
+    "copy": "(Tensor x, int valid, bool early) -> Tensor",
+    # something wrong, by number
     "fault": "(Tensor like, int fault, int threads) -> Tensor",
 }
 

@@ -65,6 +65,17 @@ def test_float_products_are_those_of_the_rounded_values(device, name, dtype, k, 
     torch.testing.assert_close(c.cpu(), expected, rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("n, valid", [(1, 1), (5, 5), (5, 3), (2, 0)])
+def test_asynchronous_copies_arrive_where_they_are_waited_for(device, n, valid):
+    x = torch.randn(n, 4)
+    expected = torch.cat([x[:valid], torch.zeros(n - valid, 4)])
+    assert torch.equal(probe.copy(x.to(device), valid, False).cpu(), expected)
+
+
+def test_an_asynchronous_copy_that_is_not_waited_for_shows():
+    assert probe.copy(torch.randn(3, 4), 3, True).isnan().all()
+
+
 def mantissa(x: torch.Tensor, bits: int) -> torch.Tensor:
     """x rounded to so many bits, the leading one included."""
     fraction, exponent = torch.frexp(x)

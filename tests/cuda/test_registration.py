@@ -35,6 +35,22 @@ def test_import_quamba_loads_no_emulation():
     assert run.stdout.strip() == "False"
 
 
+def test_a_library_that_does_not_load_is_an_error_that_says_so():
+    code = """
+import importlib.machinery, sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "quamba._C_cuda" else None
+    def create_module(self, spec):
+        raise ImportError("undefined symbol: cudaNothing")
+    def exec_module(self, module): ...
+sys.meta_path.insert(0, Broken())
+import quamba.ops
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "CUDA kernels do not load (undefined symbol: cudaNothing)" in run.stderr.splitlines()[-1]
+
+
 def _build(tmp_path, **env: str) -> str:
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, check=False)
