@@ -1,7 +1,7 @@
 """The families of models whose blocks are quantized, as data: what their mixers are and how they are rewritten."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -28,8 +28,7 @@ class Architecture:
     that is the input of each. d_inner: of a config of the blocks (`block_config`); raises QuambaError for sizes that
     have no mixer.
     fusions: what moves norm weights into linear layers, before any rotation. step: all blocks of a quantized model for
-    one token, made of (mixers, final norm, head), None of those that do not fit; None: they run one by one, as where a
-    block computes what there is no such op for (Falcon-Mamba's norms of dt, B and C).
+    one token, made of (mixers, final norm, head), None of those that do not fit.
     """
 
     float_mixer: type[nn.Module]
@@ -38,7 +37,7 @@ class Architecture:
     inputs: Mapping[str, str]
     d_inner: Callable[[PreTrainedConfig], int]
     fusions: tuple[Callable[[nn.Module], None], ...]
-    step: Callable | None
+    step: Callable
     integer_states: bool = False  # whether its SSM states may be int8
     prefill_rows: int = 256  # see Decoder
 
@@ -63,7 +62,7 @@ _MAMBA1 = Architecture(
 # by `model_type`, as config.json names it, of models of these blocks alone; hybrids name one of them as their kind
 ARCHITECTURES = {
     "mamba": _MAMBA1,
-    "falcon_mamba": replace(_MAMBA1, step=None),
+    "falcon_mamba": _MAMBA1,  # its config has mixer_rms_eps, of the norms of dt, B and C
     "mamba2": Architecture(
         float_mixer=Mamba2Mixer,
         quant_mixer=QuantMamba2Mixer,

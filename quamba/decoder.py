@@ -4,6 +4,7 @@ Dims: B sequences, L tokens of each, V vocabulary.
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .convert import check_architecture, install_float_mixers
 from .errors import QuambaError
+from .graphs import RecordedStep
 from .mamba_slots import hybrid_of, mamba_slots
 from .nn.placement import place_weights
 
@@ -21,8 +23,9 @@ class Decoder:
 
     transformers' own mixers in a float model are replaced by ours, which share their parameters: the originals forget
     the SSM state where several tokens continue a sequence. A quantized model's weights are laid out for its kernels,
-    and a single token goes through all of its blocks as one op where its architecture has one. Raises QuambaError for
-    an architecture without mixers here.
+    and a single token goes through all of its blocks as one op, unless it is a hybrid or its blocks have activations
+    of several formats; on a GPU, as a recording of that op's launches. Raises QuambaError for an architecture without
+    mixers here.
 
     `prefill_rows`: tokens of all sequences that a prefill computes at once. Memory does not grow with the prompt then,
     and the weights, read once for each chunk, are still a small part of the work.
@@ -34,10 +37,10 @@ class Decoder:
         except QuambaError as error:
             raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
         mixers = [slot.mixer for slot in mamba_slots(model)]
-        self._blocks: Callable | None = None  # all blocks as one op for a single token, where there is one
+        self._blocks: Callable | None = None  # all blocks as one op for a single token, where one op can be all
         if all(isinstance(mixer, architecture.quant_mixer) for mixer in mixers):
             place_weights(model)
-            if architecture.step and not hybrid_of(model):
+            if not hybrid_of(model):
                 self._blocks = architecture.step(mixers, model.backbone.norm_f, model.lm_head)
         else:
             install_float_mixers(model)
@@ -47,6 +50,7 @@ class Decoder:
     def reset(self) -> None:
         """Forgets the sequences; the next ones may be of another number."""
         self._cache = DynamicCache(config=self.model.config)
+        self._recorded = RecordedStep(self._step)
         self._batch_size: int | None = None
         self._length = 0  # tokens of each sequence: the positions of a hybrid's attention
 
@@ -74,16 +78,19 @@ class Decoder:
         self._check_batch(len(ids))
         if first or self._blocks is None:
             return self._forward(ids[:, None])  # [B] -> [B, 1]
-        return self._step(ids)
+        return self._recorded(ids, lambda: [*chain(*self._states())])
+
+    def _states(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Those of the convolution and of the recurrence of every layer, which earlier tokens left."""
+        layers = self._cache.layers
+        return [layer.conv_states[0] for layer in layers], [layer.recurrent_states[0] for layer in layers]
 
     @torch.inference_mode()
     def _step(self, ids: Tensor) -> Tensor:
         """int64 [B] -> float32 logits [B, V], on the states that earlier tokens left."""
         backbone = self.model.backbone
         hidden = backbone.embeddings(ids).float()  # [B, H]
-        layers = self._cache.layers
-        conv_states = [layer.conv_states[0] for layer in layers]
-        logits = self._blocks(hidden, conv_states, [layer.recurrent_states[0] for layer in layers])
+        logits = self._blocks(hidden, *self._states())
         return self._logits(backbone.norm_f(hidden)) if logits is None else logits
 
     @torch.inference_mode()

@@ -6,7 +6,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 import quamba
 from quamba import QuambaError
-from quamba.architectures import architecture_of
 from quamba.decoder import Decoder
 from quamba.nn.embedding import QuantHead
 
@@ -76,9 +75,8 @@ def test_only_the_last_position_goes_through_the_head(model, tokens):
     decoder.prefill(tokens)
     decoder.step(tokens[:, 0])
     hook.remove()
-    # one row for each sequence; where all blocks are one op, a quantized step computes the head in it too
-    fused = isinstance(model.lm_head, QuantHead) and architecture_of(model).step
-    assert rows == ([2] if fused else [2, 2])
+    # one row for each sequence; the op of a quantized step computes the head too
+    assert rows == ([2] if isinstance(model.lm_head, QuantHead) else [2, 2])
 
 
 def test_reset_forgets_the_sequences_and_their_number(model, tokens):

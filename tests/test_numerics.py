@@ -186,3 +186,16 @@ def test_packed_integers_are_unpacked(rows, columns):
 
 def test_the_first_of_two_packed_integers_lies_in_the_low_half():
     assert numerics.pack_uint4(torch.tensor([1, 2, 15], dtype=torch.uint8)).tolist() == [0x21, 0x0F]
+
+
+@pytest.mark.parametrize("capability", torch.ops.quamba.cpu_capabilities())
+@pytest.mark.parametrize("magnitude", [2.0**-120, 2.0**-99, 2.0**-30, 1.0, 2.0**30, 2.0**99, 2.0**119])
+@settings(max_examples=20)
+@given(st.floats(1, 2, width=32, exclude_max=True))
+def test_next_to_every_tie_the_kernels_round_as_a_division_does(capability, magnitude, mantissa):
+    scale = torch.tensor(mantissa * magnitude)
+    ties = (torch.arange(-130, 130) + 0.5) * scale  # [260]
+    below, above = (torch.nextafter(ties, torch.full_like(ties, end)) for end in (-math.inf, math.inf))
+    x = torch.cat([ties, below, above])  # [780]
+    with ops.force_cpu_capability(capability):
+        assert torch.equal(ops.quantize(x, scale), numerics.quantize(x, scale))

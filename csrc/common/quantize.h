@@ -22,15 +22,19 @@ QUAMBA_HOST_DEVICE F round_half_even(F x) {
   return (x + kRoundingMagic) - kRoundingMagic;
 }
 
-// Integral float in [-128, 127]: clamp(round_half_even(x / scale)). NaN gives 0; clamping first changes nothing but
-// keeps the rounding trick within its range.
+// Integral float in [-128, 127]: clamp(round_half_even(q)). NaN gives 0; clamping first changes nothing but keeps the
+// rounding trick within its range.
 template <typename F>
-QUAMBA_HOST_DEVICE F quantize_int8(F x, F scale) {
-  F q = x / scale;
+QUAMBA_HOST_DEVICE F to_int8(F q) {
   q = (q == q) ? q : F{};
   q = (q < kInt8Min) ? (F{} + kInt8Min) : q;
   q = (q > kInt8Max) ? (F{} + kInt8Max) : q;
   return round_half_even(q);
+}
+
+template <typename F>
+QUAMBA_HOST_DEVICE F quantize_int8(F x, F scale) {
+  return to_int8<F>(x / scale);
 }
 
 // The symmetric int8 scale under which `amax` maps to 127.

@@ -41,6 +41,7 @@ inline void causal_conv1d_rows(const ConvArgs<T>& args, const T* const* rows, co
 }
 
 constexpr int64_t kFourTaps = 4;  // Mamba's width, which has kernels of its own
+constexpr int64_t kTokensAtOnce = 16;  // that go through 16 channels before the next channels do
 
 // The four int8 taps of a channel are one 32-bit lane, the newest on top: 16 channels move on by a token.
 QUAMBA_INLINE VecI next_taps(VecI taps, const int8_t* x, int count) {
@@ -72,17 +73,21 @@ inline void causal_conv1d_four_taps(const ConvArgs<int8_t>& args, int64_t begin,
   if (args.conv_state && taps != args.conv_state)
     std::copy(args.conv_state + begin * kFourTaps, args.conv_state + end * kFourTaps, taps + begin * kFourTaps);
   else if (!args.conv_state) std::fill(taps + begin * kFourTaps, taps + end * kFourTaps, int8_t{});
-  const auto move = [&](int64_t t, int64_t d, int count) __attribute__((always_inline)) {
-    const VecI moved = next_taps(load_four_taps(taps + d * kFourTaps, count), args.x + t * args.x_stride + d, count);
-    std::memcpy(taps + d * kFourTaps, &moved, static_cast<size_t>(count) * kFourTaps);
-    const VecI acc = dot_four_taps(moved, load_four_taps(args.weight + d * kFourTaps, count));
-    const VecF bias = args.bias ? load(args.bias + d, count) : VecF{};
-    store(args.out + t * args.channels + d, conv_output(acc, bias, args, d, count), count);
-  };
-  for (int64_t t = 0; t < args.tokens; ++t) {
-    int64_t d = begin;
-    for (; d + kLanes <= end; d += kLanes) move(t, d, kLanes);  // a count that the compiler knows: no calls of memcpy
-    if (d < end) move(t, d, lanes_left(d, end));
+  for (int64_t first = 0; first < args.tokens; first += kTokensAtOnce) {
+    const int64_t last = std::min(first + kTokensAtOnce, args.tokens);
+    over_lanes(end - begin, [&](int64_t i, int count) __attribute__((always_inline)) {
+      const int64_t d = begin + i;
+      const VecI weight = load_four_taps(args.weight + d * kFourTaps, count);
+      const VecF bias = args.bias ? load(args.bias + d, count) : VecF{}, scale = load(args.scale + d, count);
+      const Divisor out_scale(args.out_scale_stride ? load(args.out_scale + d, count) : broadcast(*args.out_scale));
+      VecI moved = load_four_taps(taps + d * kFourTaps, count);
+      for (int64_t t = first; t < last; ++t) {
+        moved = next_taps(moved, args.x + t * args.x_stride + d, count);
+        const VecF y = silu(to_float(dot_four_taps(moved, weight)) * scale + bias);
+        store_quantized(args.out + t * args.channels + d, y, out_scale, count);
+      }
+      std::memcpy(taps + d * kFourTaps, &moved, static_cast<size_t>(count) * kFourTaps);
+    });
   }
   if (args.conv_state && taps != args.conv_state)
     std::copy(taps + begin * kFourTaps, taps + end * kFourTaps, args.conv_state + begin * kFourTaps);

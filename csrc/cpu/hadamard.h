@@ -61,38 +61,49 @@ inline int64_t multiply_blocks_by_base(const float* x, float* out, int64_t n, co
   return p;
 }
 
-// low, high <- low + high, low - high on runs that are whole vectors and a tail of kTail floats.
-template <int kTail>
-QUAMBA_INLINE void butterfly(float* low, float* high, int64_t run) {
-  const auto pair = [&](int64_t i, int count) __attribute__((always_inline)) {
-    const VecF a = load(low + i, count), b = load(high + i, count);
-    store(low + i, a + b, count);
-    store(high + i, a - b, count);
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= run; i += kLanes) pair(i, kLanes);
-  if (kTail) pair(i, kTail);
-}
-
+// One level: low, high <- low + high, low - high on every pair of runs, which are whole vectors and a tail of kTail.
 template <int kTail>
 inline void butterfly_level(float* x, int64_t n, int64_t run) {
-  for (int64_t start = 0; start < n; start += 2 * run) butterfly<kTail>(x + start, x + start + run, run);
+  for (float *low = x, *high = x + run; low < x + n; low += 2 * run, high += 2 * run) {
+    const auto pair = [&](int64_t i, int count) __attribute__((always_inline)) {
+      const VecF a = load(low + i, count), b = load(high + i, count);
+      store(low + i, a + b, count);
+      store(high + i, a - b, count);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= run; i += kLanes) pair(i, kLanes);
+    if (kTail) pair(i, kTail);
+  }
+}
+
+// Two levels, of runs that are whole vectors and of pairs of them, in one pass over the row.
+inline void two_butterfly_levels(float* x, int64_t n, int64_t run) {
+  for (float* at = x; at < x + n; at += 4 * run)
+    for (int64_t i = 0; i < run; i += kLanes) {
+      const VecF a = load(at + i), b = load(at + run + i), c = load(at + 2 * run + i), d = load(at + 3 * run + i);
+      const VecF sum = a + b, difference = a - b, next_sum = c + d, next_difference = c - d;
+      store(at + i, sum + next_sum);
+      store(at + run + i, difference + next_difference);
+      store(at + 2 * run + i, sum - next_sum);
+      store(at + 3 * run + i, difference - next_difference);
+    }
 }
 
 inline void butterflies(float* x, int64_t n, int64_t run) {
-  for (; run < n; run *= 2) switch (run % kLanes) {
-    case 0: butterfly_level<0>(x, n, run); break;
+  for (; run < n && run % 4 != 0; run *= 2)  // runs of 1 and 2, which only small transforms have
+    for (int64_t start = 0; start < n; start += 2 * run)
+      for (int64_t i = start; i < start + run; ++i) {
+        const float a = x[i], b = x[i + run];
+        x[i] = a + b;
+        x[i + run] = a - b;
+      }
+  for (; run < n && run % kLanes != 0; run *= 2) switch (run % kLanes) {
     case 4: butterfly_level<4>(x, n, run); break;
     case 8: butterfly_level<8>(x, n, run); break;
     case 12: butterfly_level<12>(x, n, run); break;
-    default:  // runs of 1 and 2, which only small transforms have
-      for (int64_t start = 0; start < n; start += 2 * run)
-        for (int64_t i = start; i < start + run; ++i) {
-          const float a = x[i], b = x[i + run];
-          x[i] = a + b;
-          x[i + run] = a - b;
-        }
   }
+  for (; 4 * run <= n; run *= 4) two_butterfly_levels(x, n, run);
+  if (run < n) butterfly_level<0>(x, n, run);
 }
 
 // The base [p, p] with its rows padded to one vector (p <= 16) or two (p <= 32).
@@ -118,9 +129,8 @@ inline void hadamard(const float* x, int64_t n, const float* base, int64_t p, fl
     std::copy_n(x, n, out);
     butterflies(out, n, 1);
   }
-  const float norm = 1.0f / std::sqrt(static_cast<float>(n));
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int count = lanes_left(i, n);
+  const VecF norm = broadcast(1.0f / std::sqrt(static_cast<float>(n)));
+  over_lanes(n, [&](int64_t i, int count) __attribute__((always_inline)) {
     store(out + i, load(out + i, count) * norm, count);
-  }
+  });
 }

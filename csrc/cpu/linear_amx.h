@@ -38,42 +38,54 @@ QUAMBA_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
-// sums += activations x weights over `steps` steps; unsigned by signed numbers (int8 weights), or signed by unsigned.
-template <bool kInt8, int kRowTiles, int kBlocks>
+// sums += activations x weights over `steps` steps; unsigned by signed numbers (int8 weights), or signed by signed.
+// between(s) comes after step s: the work of vectors that the tiles' work hides, if it is given out in small pieces.
+template <bool kInt8, int kRowTiles, int kBlocks, typename Between>
 QUAMBA_INLINE void multiply_tiles(const int8_t* x, int64_t x_stride, const uint8_t* w, int64_t block_bytes,
-                                  int64_t step, int64_t steps) {
+                                  int64_t step, int64_t steps, const Between& between) {
   for (int64_t s = 0; s < steps; ++s, x += step, w += step * 16) {
     _tile_loadd(4, x, x_stride);
     _tile_loadd(6, w, 64);
     if constexpr (kInt8) _tile_dpbusd(0, 4, 6);
-    else _tile_dpbsud(0, 4, 6);
+    else _tile_dpbssd(0, 4, 6);
     if constexpr (kBlocks > 1) {
       _tile_loadd(7, w + block_bytes, 64);
       if constexpr (kInt8) _tile_dpbusd(1, 4, 7);
-      else _tile_dpbsud(1, 4, 7);
+      else _tile_dpbssd(1, 4, 7);
     }
     if constexpr (kRowTiles > 1) {
       _tile_loadd(5, x + kTileRows * x_stride, x_stride);
       if constexpr (kInt8) _tile_dpbusd(2, 5, 6);
-      else _tile_dpbsud(2, 5, 6);
+      else _tile_dpbssd(2, 5, 6);
       if constexpr (kBlocks > 1) {
         if constexpr (kInt8) _tile_dpbusd(3, 5, 7);
-        else _tile_dpbsud(3, 5, 7);
+        else _tile_dpbssd(3, 5, 7);
       }
     }
+    between(s);
   }
 }
 
+constexpr int64_t kMaxTileRows = 2 * kTileRows;
+
+// Of row r and block b of what the tiles hold.
 struct alignas(64) Sums {
-  int32_t of[kTileRows][kLanes];
+  int32_t of[kMaxTileRows][2][kLanes];
 };
 
 template <int kRowTiles, int kBlocks>
-QUAMBA_INLINE void store_sums(Sums (&sums)[2][2]) {
-  _tile_stored(0, sums[0][0].of, 64);
-  if constexpr (kBlocks > 1) _tile_stored(1, sums[0][1].of, 64);
-  if constexpr (kRowTiles > 1) _tile_stored(2, sums[1][0].of, 64);
-  if constexpr (kRowTiles > 1 && kBlocks > 1) _tile_stored(3, sums[1][1].of, 64);
+QUAMBA_INLINE void store_sums(Sums& sums) {
+  _tile_stored(0, sums.of[0][0], sizeof(sums.of[0]));
+  if constexpr (kBlocks > 1) _tile_stored(1, sums.of[0][1], sizeof(sums.of[0]));
+  if constexpr (kRowTiles > 1) _tile_stored(2, sums.of[kTileRows][0], sizeof(sums.of[0]));
+  if constexpr (kRowTiles > 1 && kBlocks > 1) _tile_stored(3, sums.of[kTileRows][1], sizeof(sums.of[0]));
+}
+
+// Calls body(row) for the share of `rows` that goes with step s of `steps`.
+template <typename Body>
+QUAMBA_INLINE void share_of_rows(int64_t rows, int64_t s, int64_t steps, const Body& body) {
+  const int64_t share = (rows + steps - 1) / steps, end = (s + 1) * share < rows ? (s + 1) * share : rows;
+  for (int64_t row = s * share; row < end; ++row) body(row);
 }
 
 // A panel of weights: a few blocks with all of their inputs, padded with zeros to whole steps.
@@ -94,47 +106,80 @@ inline Panel int8_panel(const LinearArgs& args, OutputBlock block, int64_t block
   return {to, padded};
 }
 
+// Weights less their group's zero, which as signed bytes make sum - zero * x_sum one product.
 inline Panel int4_panel(const LinearArgs& args, OutputBlock block, int64_t blocks) {
-  const int64_t eights = (args.in + 7) / 8, padded = (args.in + kStep - 1) / kStep * kTileBytes;
+  const int64_t eights = (args.in + 7) / 8, group_eights = args.group_size / 8;
+  const int64_t padded = (args.in + kStep - 1) / kStep * kTileBytes;
   const uint8_t* from = static_cast<const uint8_t*>(args.weight) + block.index * eights * 64;
+  const uint8_t* zeros = args.zero + block.index * group_count(args) * kLanes;
   uint8_t* to = static_cast<uint8_t*>(args.scratch);
-  for (int64_t b = 0; b < blocks; ++b, to += padded, from += eights * 64) {
-    for (int64_t e = 0; e < eights; ++e) {
-      const VecI weight = load_tile(from + e * 64), low = low_halves(weight), high = high_halves(weight);
-      std::memcpy(to + e * 128, &low, 64);
-      std::memcpy(to + e * 128 + 64, &high, 64);
+  for (int64_t b = 0; b < blocks; ++b, to += padded) {
+    for (int64_t first = 0; first < eights; first += group_eights, zeros += kLanes) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros));
+      const __m512i zero = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(0x01010101));
+      const int64_t last = first + group_eights < eights ? first + group_eights : eights;
+      for (int64_t e = first; e < last; ++e, from += 64) {
+        const VecI weight = load_tile(from);
+        _mm512_storeu_si512(to + e * 128, _mm512_sub_epi8((__m512i)low_halves(weight), zero));
+        _mm512_storeu_si512(to + e * 128 + 64, _mm512_sub_epi8((__m512i)high_halves(weight), zero));
+      }
     }
     std::memset(to + eights * 128, 0, padded - eights * 128);
   }
   return {static_cast<const uint8_t*>(args.scratch), padded};
 }
 
-template <int kRowTiles, int kBlocks>
-inline void amx_w8a8_tile(const LinearArgs& args, Panel panel, const VecI* flipped, int64_t row, OutputBlock block) {
-  Sums sums[2][2];
-  zero_sums();
-  multiply_tiles<true, kRowTiles, kBlocks>(static_cast<const int8_t*>(args.x) + row * args.x_stride, args.x_stride,
-                                           panel.data, panel.block_bytes, kStep, (args.in + kStep - 1) / kStep);
-  store_sums<kRowTiles, kBlocks>(sums);
-  for (int i = 0; i < kRowTiles; ++i)
-    for (int b = 0; b < kBlocks; ++b)
-      for (int r = 0; r < kTileRows; ++r) {
-        const VecI sum = load_tile(sums[i][b].of[r]) - kSignFlip * flipped[b];
-        finish_w8a8(args, sum, row + i * kTileRows + r, block.after(b));
-      }
-}
+// What turns a block's sums of int8 weights into outputs.
+class W8A8Rows {
+ public:
+  W8A8Rows(const LinearArgs& args, OutputBlock block, const uint8_t* weights, int64_t bytes)
+      : to_(args.out, block), scale_(load_block(static_cast<const float*>(args.scale), block)) {
+    VecI sums[4] = {};  // that many hide the latency of the products
+    for (int64_t at = 0; at < bytes; at += 256)
+      QUAMBA_UNROLL for (int i = 0; i < 4; ++i) sums[i] = flipped_sums(sums[i], load_tile(weights + at + i * 64));
+    offset_ = kSignFlip * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+
+  QUAMBA_INLINE void finish(const int32_t* sums, int64_t row) const {
+    to_.store_row(to_float(load_tile(sums) - offset_) * (scale_ * row_scale(to_.output(), row)), row);
+  }
+
+ private:
+  BlockRows to_;
+  VecF scale_;
+  VecI offset_;
+};
 
 template <int kBlocks>
 inline void amx_w8a8_rows(const LinearArgs& args, OutputBlock block) {
   const Panel panel = int8_panel(args, block, kBlocks);
-  VecI flipped[kBlocks] = {};
-  for (int b = 0; b < kBlocks; ++b)
-    for (int64_t at = 0; at < panel.block_bytes; at += 64)
-      flipped[b] = flipped_sums(flipped[b], load_tile(panel.data + b * panel.block_bytes + at));
-  int64_t row = 0;
-  for (; row + 2 * kTileRows <= args.rows; row += 2 * kTileRows)
-    amx_w8a8_tile<2, kBlocks>(args, panel, flipped, row, block);
-  for (; row + kTileRows <= args.rows; row += kTileRows) amx_w8a8_tile<1, kBlocks>(args, panel, flipped, row, block);
+  const auto rows_of = [&](int b) {
+    return W8A8Rows(args, block.after(b), panel.data + b * panel.block_bytes, panel.block_bytes);
+  };
+  const W8A8Rows outputs[2] = {rows_of(0), rows_of(kBlocks - 1)};
+  const int64_t steps = (args.in + kStep - 1) / kStep;
+  Sums sums;
+  const auto finish = [&](int64_t r, int64_t row) __attribute__((always_inline)) {
+    QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b) outputs[b].finish(sums.of[r][b], row + r);
+  };
+  const auto multiply = [&](auto row_tiles, int64_t row, int64_t unfinished) __attribute__((always_inline)) {
+    const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
+    zero_sums();
+    multiply_tiles<true, row_tiles, kBlocks>(x, args.x_stride, panel.data, panel.block_bytes, kStep, steps,
+                                             [&](int64_t s) __attribute__((always_inline)) {
+      share_of_rows(unfinished, s, steps, [&](int64_t r) __attribute__((always_inline)) { finish(r, row - unfinished); });
+    });
+    store_sums<row_tiles, kBlocks>(sums);
+  };
+  int64_t row = 0, unfinished = 0;  // rows before `row` whose sums wait
+  for (; row + kMaxTileRows <= args.rows; row += kMaxTileRows, unfinished = kMaxTileRows)
+    multiply(std::integral_constant<int, 2>(), row, unfinished);
+  if (row + kTileRows <= args.rows) {
+    multiply(std::integral_constant<int, 1>(), row, unfinished);
+    row += kTileRows;
+    unfinished = kTileRows;
+  }
+  for (int64_t r = 0; r < unfinished; ++r) finish(r, row - unfinished);
   if (row < args.rows) w8a8_rows<kBlocks>(args, block, row);
 }
 
@@ -147,43 +192,48 @@ inline void amx_linear_w8a8(const LinearArgs& args, int64_t begin, int64_t end) 
 }
 
 template <int kRowTiles, int kBlocks>
-inline void amx_w4a8_tile(const LinearArgs& args, Panel panel, int64_t row, OutputBlock block) {
+inline void amx_w4a8_tile(const LinearArgs& args, Panel panel, int64_t row, OutputBlock block,
+                          const BlockRows (&to)[2]) {
   const int64_t groups = group_count(args), step = args.group_size < kStep ? args.group_size : kStep;
   const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
-  const float* x_sums = args.x_sums + row * groups;
-  VecF y[kRowTiles * kTileRows][kBlocks] = {};
-  Sums sums[2][2];
+  constexpr int64_t kRows = kRowTiles * kTileRows;
+  VecF y[kRows][kBlocks] = {};
+  Sums sums;
+  VecF scale[kBlocks] = {};  // of the group whose sums wait
+  const auto add = [&](int64_t r) __attribute__((always_inline)) {
+    QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b)
+      y[r][b] = fma(scale[b], to_float(load_tile(sums.of[r][b])), y[r][b]);
+  };
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * args.group_size, left = args.in - first;
-    const int64_t inputs = left < args.group_size ? left : args.group_size;
+    const int64_t steps = ((left < args.group_size ? left : args.group_size) + step - 1) / step;
     zero_sums();
     multiply_tiles<false, kRowTiles, kBlocks>(x + first, args.x_stride, panel.data + first * 16, panel.block_bytes,
-                                              step, (inputs + step - 1) / step);
+                                              step, steps, [&](int64_t s) __attribute__((always_inline)) {
+      if (g > 0) share_of_rows(kRows, s, steps, add);
+    });
     store_sums<kRowTiles, kBlocks>(sums);
-    for (int b = 0; b < kBlocks; ++b) {
-      const GroupParameters group = load_group(args, block.index + b, g);
-      for (int r = 0; r < kRowTiles * kTileRows; ++r) {
-        const VecF sum = to_float(load_tile(sums[r / kTileRows][b].of[r % kTileRows]));
-        y[r][b] = add_group(y[r][b], group, sum, x_sums[r * groups + g]);
-      }
-    }
+    QUAMBA_UNROLL for (int b = 0; b < kBlocks; ++b) scale[b] = load_group(args, block.index + b, g).scale;
   }
-  for (int r = 0; r < kRowTiles * kTileRows; ++r)
-    for (int b = 0; b < kBlocks; ++b)
-      store_block(args.out, finish_int4(args, y[r][b], row + r), row + r, block.after(b));
+  for (int64_t r = 0; r < kRows; ++r) {
+    add(r);
+    for (int b = 0; b < kBlocks; ++b) to[b].store_row(finish_int4(args, y[r][b], row + r), row + r);
+  }
 }
 
 template <int kBlocks>
 inline void amx_w4a8_rows(const LinearArgs& args, OutputBlock block) {
   const Panel panel = int4_panel(args, block, kBlocks);
+  const BlockRows to[2] = {{args.out, block}, {args.out, block.after(kBlocks - 1)}};
   int64_t row = 0;
-  for (; row + 2 * kTileRows <= args.rows; row += 2 * kTileRows) amx_w4a8_tile<2, kBlocks>(args, panel, row, block);
-  for (; row + kTileRows <= args.rows; row += kTileRows) amx_w4a8_tile<1, kBlocks>(args, panel, row, block);
+  for (; row + 2 * kTileRows <= args.rows; row += 2 * kTileRows) amx_w4a8_tile<2, kBlocks>(args, panel, row, block, to);
+  for (; row + kTileRows <= args.rows; row += kTileRows) amx_w4a8_tile<1, kBlocks>(args, panel, row, block, to);
   for (int b = 0; b < kBlocks && row < args.rows; ++b) w4a8_rows(args, block.after(b), row);
 }
 
 inline void amx_linear_w4a8(const LinearArgs& args, int64_t begin, int64_t end) {
-  if (args.rows < kTileRows) return linear_w4a8(args, begin, end);
+  constexpr int64_t kExactGroup = 8192;  // up to which a float holds every sum of 127 * 15 * group_size
+  if (args.rows < kTileRows || args.group_size > kExactGroup) return linear_w4a8(args, begin, end);
   const Tiles tiles(args.group_size < kStep ? args.group_size : kStep);
   OutputBlock block = first_block(begin, end);
   for (; block.more() > 1; block = block.after(2)) amx_w4a8_rows<2>(args, block);

@@ -51,3 +51,29 @@ QUAMBA_INLINE void store_block(const LinearOutput& out, VecF y, int64_t row, Out
   store(lanes, y);
   store_output(out, load(lanes + skipped), row, block.begin, block.count() - skipped);
 }
+
+// store_block for many rows: what rows of a whole block share is read once.
+class BlockRows {
+ public:
+  BlockRows(const LinearOutput& out, OutputBlock block)
+      : out_(out), block_(block), whole_(block.skipped() == 0 && block.count() == kLanes),
+        bias_(whole_ && out.bias ? load_block(out.bias, block) : VecF{}),
+        out_scale_(whole_ && out.out_scale ? load_block(out.out_scale, block) : broadcast(1.0f)) {}
+
+  const LinearOutput& output() const { return out_; }
+
+  QUAMBA_INLINE void store_row(VecF y, int64_t row) const {
+    if (!whole_) return store_block(out_, y, row, block_);
+    const int64_t at = row * out_.stride + block_.first();
+    if (out_.bias) y = y + bias_;
+    if (out_.out_scale) store_quantized(static_cast<int8_t*>(out_.to) + at, y, out_scale_);
+    else store(static_cast<float*>(out_.to) + at, y);
+  }
+
+ private:
+  LinearOutput out_;
+  OutputBlock block_;
+  bool whole_;
+  VecF bias_;
+  Divisor out_scale_;
+};

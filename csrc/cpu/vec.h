@@ -157,6 +157,14 @@ QUAMBA_INLINE int lanes_left(int64_t i, int64_t n) {
   return static_cast<int>(n - i < kLanes ? n - i : kLanes);
 }
 
+// body(i, count) for the lanes of n values from i on; a constant count makes plain loads and stores of whole vectors.
+template <typename Body>
+QUAMBA_INLINE void over_lanes(int64_t n, const Body& body) {
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) body(i, kLanes);
+  if (whole < n) body(whole, lanes_left(whole, n));
+}
+
 // Asks for the weights that a single-row product reads next: on huge pages this reads a sixth faster than the hardware's
 // own prefetching does, with one stream or with several (measured: 2 KB ahead).
 QUAMBA_INLINE void prefetch_weights(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
@@ -210,6 +218,37 @@ QUAMBA_INLINE VecF reciprocal(VecF x) {
 #else
   return 1.0f / x;
 #endif
+}
+
+// A positive divisor that many values share.
+struct Divisor {
+  VecF value, inverse;
+  VecF smallest;  // what is not larger gives 0, and would have a denormal remainder, which is slow
+  bool exact;     // where it is not, a product or a remainder could overflow or lose bits
+
+  explicit Divisor(VecF divisor)
+      : value(divisor), inverse(1.0f / divisor), smallest(divisor * 0x1p-10f), exact(true) {
+    for (int i = 0; i < kLanes; ++i) exact = exact && divisor[i] > 0x1p-100f && divisor[i] < 0x1p100f;
+  }
+};
+
+// Stores quantize_int8(x, divisor) in a quarter of a division's time: a product, and a correction by the exact remainder,
+// which rounds as the division does (Markstein, IBM J. Res. Dev. 34, 1990). What the first clamp reaches saturates in any
+// case. The conversion rounds half to even and makes a NaN the integer whose low byte is 0.
+QUAMBA_INLINE void store_quantized(int8_t* to, VecF x, const Divisor& divisor, int count = kLanes) {
+#if defined(QUAMBA_AVX512_VNNI)
+  if (divisor.exact) {
+    x = (divisor.smallest < max(x, -x)) ? x : VecF{};
+    VecF q = min(broadcast(256.0f), max(broadcast(-256.0f), x * divisor.inverse));
+    q = fma(fma(-q, divisor.value, x), divisor.inverse, q);
+    q = min(broadcast(kInt8Max), max(broadcast(kInt8Min), q));
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)q));
+    if (count == kLanes) std::memcpy(to, &bytes, sizeof(bytes));
+    else std::memcpy(to, &bytes, static_cast<size_t>(count));
+    return;
+  }
+#endif
+  store(to, quantize_int8(x, divisor.value), count);
 }
 
 QUAMBA_INLINE VecF silu(VecF x) { return x * reciprocal(exp(min(broadcast(80.0f), -x)) + 1.0f); }

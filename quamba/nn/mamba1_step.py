@@ -36,7 +36,7 @@ class Mamba1Step(Step):
         super().__init__(mixers, norm, head)
         first = mixers[0]
         self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
-        self.sizes = (first.dt_rank, first.eps, self.group_sizes)
+        self.sizes = (first.dt_rank, first.eps, first.ssm_norm_eps, self.group_sizes)
 
     def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> Tensor | None:
         """hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of every layer: updated in place.

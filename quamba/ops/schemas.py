@@ -86,12 +86,13 @@ SCHEMAS = {
     ),
     # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
     # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token.
+    # With ssm_norm_eps x_proj's outputs stay float32, and dt, B and C are quantized behind an RMSNorm of each.
     # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale.
     # group_sizes: of the uint4 weights of each layer, then of the head where there are logits; of int8 ones not read
     "mamba1_step": (
         "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
-        "int dt_rank, float eps, int[] group_sizes, bool dynamic, Tensor? norm_weight, Tensor?[] head, "
-        "Tensor(d!)? logits) -> ()"
+        "int dt_rank, float eps, float? ssm_norm_eps, int[] group_sizes, bool dynamic, Tensor? norm_weight, "
+        "Tensor?[] head, Tensor(d!)? logits) -> ()"
     ),
     # the same of Mamba2's blocks: MAMBA2_STEP_SLOTS of each layer, conv_states [B, D + 2 G N, K] and ssm_states
     # [B, S, P, N], float32 or int8; groups: G; dt_min and dt_max as in `ssd_scan`

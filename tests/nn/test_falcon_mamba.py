@@ -14,6 +14,7 @@ from quamba.architectures import ARCHITECTURES, architecture_of
 from quamba.convert import install_float_mixers, tap_modules
 from quamba.decoder import Decoder
 from quamba.nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
+from quamba.nn.mamba1_step import Mamba1Step
 from quamba.ops import reference
 from quamba.weight_sites import find_sites
 from quamba.weights.method import WeightMethod
@@ -166,13 +167,12 @@ def test_kernels_and_references_agree(tokens, monkeypatch, variant):
     assert relative(model(tokens).logits, expected) < (1e-2 if calibrates(variant) else 1e-5)
 
 
-@pytest.mark.parametrize("variant", ["w8a8", "w4a16"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
-def test_the_decoder_takes_the_blocks_one_by_one(tokens, variant):
-    """The op for all blocks of a Mamba has no norms of dt, B and C."""
+def test_the_decoder_takes_all_blocks_as_one_op(tokens, variant):
     model = quantize_variant(tiny_falcon_mamba(), variant, quantize_lm_head=True)
     decoder, expected = Decoder(model), model(tokens).logits
-    assert decoder._blocks is None
+    assert isinstance(decoder._blocks, Mamba1Step)
     assert_same(decoder.prefill(tokens[:, :6]), expected[:, 5], calibrates(variant))
     for position in range(6, 13):
         assert_same(decoder.step(tokens[:, position]), expected[:, position], calibrates(variant))

@@ -96,7 +96,7 @@ def _mamba2_arguments() -> dict[str, tuple]:
 
 
 def _step_arguments(base: torch.Tensor) -> tuple:
-    """Two layers with int8 weights and float activations."""
+    """Two layers with int8 weights, float activations, and norms of dt, B and C."""
     B, H, D, N, K, R = 2, 20, 8, 3, 4, 5
     sizes = {"in_proj": (2 * D, H), "x_proj": (R + 2 * N, D), "dt_proj": (D, R), "out_proj": (H, D)}
     slots = dict.fromkeys(STEP_SLOTS)
@@ -105,7 +105,7 @@ def _step_arguments(base: torch.Tensor) -> tuple:
     slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
     conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
     states = (conv_states, ssm_states)
-    return torch.randn(B, H), [*slots.values()] * 2, *states, base, R, 1e-5, [0, 0], False, None, [], None
+    return torch.randn(B, H), [*slots.values()] * 2, *states, base, R, 1e-5, 1e-6, [0, 0], False, None, [], None
 
 
 def _mamba2_step_arguments(base: torch.Tensor) -> tuple:

@@ -1,11 +1,15 @@
 """The ops in plain torch: slow, obviously right, the oracle that kernels are tested against.
 
-A module for what is shared, one for each kind of block; see schemas.py for every shape, layout.py for tiles.
+A module for what is shared, one for Mamba2's; see schemas.py for every shape, layout.py for tiles. Ops that are several
+others in turn are those of ../composed, of the functions here.
 """
 
-from .mamba1_step import mamba1_step
+from functools import partial
+from types import SimpleNamespace
+
+from ..composed import COMPOSED
+from . import mamba2, shared
 from .mamba2 import gated_rms_norm, ssd_scan, ssd_scan_int8
-from .mamba2_step import mamba2_step
 from .shared import (
     causal_conv1d,
     causal_conv1d_int8,
@@ -27,6 +31,9 @@ from .shared import (
     selective_scan,
     selective_scan_int8,
 )
+
+_FUNCTIONS = SimpleNamespace(**vars(shared) | vars(mamba2))
+mamba1_step, mamba2_step = (partial(COMPOSED[name], _FUNCTIONS) for name in ("mamba1_step", "mamba2_step"))
 
 __all__ = [
     "causal_conv1d",
