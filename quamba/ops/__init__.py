@@ -7,12 +7,14 @@ missing extension, or a device without kernels, is an error and never a silent f
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 
 from ..errors import QuambaError
 from . import reference
+from .composed import COMPOSED
 from .schemas import FAKES, SCHEMAS
 
 _library = torch.library.Library("quamba", "DEF")
@@ -40,6 +42,8 @@ if not REFERENCE_ONLY:
                 f"quamba's CUDA kernels do not load ({error}). Build them again with `python setup.py build_ext "
                 "--inplace`, or remove quamba/_C_cuda*.so to run without them."
             ) from error
+        for _name, _op in COMPOSED.items():
+            _library.impl(_name, partial(_op, torch.ops.quamba), "CUDA")
 
 
 def has_kernel(name: str, device_type: str) -> bool:

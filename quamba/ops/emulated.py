@@ -4,8 +4,11 @@ The same sources as quamba._C_cuda, compiled by the C++ compiler: argument check
 run on a GPU, thousands of times slower (csrc/cuda/emulation.h). `import quamba` does not load them.
 """
 
+from functools import partial
+
 import torch
 
+from .composed import COMPOSED
 from .schemas import SCHEMAS
 
 # Ops of csrc/cuda/probe.cu, for tests of the emulation itself; the CUDA library has all but `fault`.
@@ -32,7 +35,10 @@ for _name, _schema in PROBES.items():
 
 from .. import _C_emulated  # noqa: E402, F401  registers the kernels
 
+for _name, _op in COMPOSED.items():
+    _libraries["quamba_emulated"].impl(_name, partial(_op, torch.ops.quamba_emulated), "CPU")
+
 
 def has_emulated_kernel(name: str) -> bool:
-    """Whether the library has a kernel of the op."""
+    """Whether the library has a kernel of the op, or of those that it is composed of."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba_emulated::{name}", "CPU")
