@@ -1,6 +1,7 @@
 # make demo: set up, build, quantize the embedded checkpoint.  make test: set up, build, run the tests.
 # make bench: speed and memory beside transformers and llama.cpp, 40 to 50 minutes; once before that, half an hour more
 # to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
+# make cuda-check: compile the CUDA kernels with nvcc, no GPU needed; registers and spills in build/cuda-check.log.
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV_BENCH := .venv-bench
 RUN := $(VENV)/bin/python
 RUN_BENCH := $(VENV_BENCH)/bin/python
 
-.PHONY: demo test bench lint format build clean
+.PHONY: demo test bench cuda-check lint format build clean
 
 demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
@@ -20,6 +21,9 @@ test: build
 
 bench: build $(VENV_BENCH)/installed
 	$(RUN) -m benchmarks.speed $(BENCH)
+
+cuda-check: $(VENV)/installed
+	@MAX_JOBS=$(JOBS) $(RUN) -m tools.build_cuda --log build/cuda-check.log
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -39,9 +43,9 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/built: $(VENV)/installed setup.py $(wildcard csrc/*/*)
+$(VENV)/built: $(VENV)/installed setup.py tools/build_cuda.py $(wildcard csrc/*/*)
 	@c++ --version > /dev/null 2>&1 || { echo "a C++ compiler is needed: GCC 11 or newer"; exit 1; }
-	@echo "building quamba._C (a minute or two; the compiler's output is in $(VENV)/build.log)"
+	@echo "building the kernels (a minute or two, twice that where nvcc is; the compiler's output is in $(VENV)/build.log)"
 	@MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || \
 		{ tail -n 40 $(VENV)/build.log; echo "the build failed"; exit 1; }
 	@touch $@

@@ -1,11 +1,15 @@
-"""Builds quamba._C, the CPU kernels. Metadata is in pyproject.toml."""
+"""Builds quamba._C, the CPU kernels, and the libraries of csrc/cuda (tools/build_cuda.py). Metadata: pyproject.toml."""
 
+import sys
 from pathlib import Path
 
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CppExtension
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from build_cuda import BuildKernels, libraries  # noqa: E402
 
 setup(
     ext_modules=[
@@ -24,7 +28,8 @@ setup(
                 "-Werror=return-type",
                 "-Wno-psabi",
             ],
-        )
+        ),
+        *libraries(),
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildKernels},
 )

@@ -7,11 +7,14 @@ missing extension, or a device without kernels, is an error and never a silent f
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 
 from ..errors import QuambaError
 from . import reference
+from .composed import COMPOSED
 from .schemas import FAKES, SCHEMAS
 
 _library = torch.library.Library("quamba", "DEF")
@@ -31,6 +34,16 @@ if not REFERENCE_ONLY:
             f"quamba's kernels are not built or do not load ({error}). Build them with `make build` or "
             "`python setup.py build_ext --inplace`; QUAMBA_REFERENCE=1 runs the slow reference instead."
         ) from error
+    if find_spec("quamba._C_cuda") is not None:  # built where nvcc was; it loads without a GPU too
+        try:
+            from .. import _C_cuda  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                f"quamba's CUDA kernels do not load ({error}). Build them again with `python setup.py build_ext "
+                "--inplace`, or remove quamba/_C_cuda*.so to run without them."
+            ) from error
+        for _name, _op in COMPOSED.items():
+            _library.impl(_name, partial(_op, torch.ops.quamba), "CUDA")
 
 
 def has_kernel(name: str, device_type: str) -> bool:
@@ -52,8 +65,15 @@ def check_device(device: str | torch.device) -> torch.device:
         cpu_capability()
     missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
     if missing and not REFERENCE_ONLY:
-        raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): use --device cpu")
+        advice = "use --device cpu" + _how_to_build(device)
+        raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): {advice}")
     return device
+
+
+def _how_to_build(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return ", or build them: with the CUDA toolkit's nvcc on PATH, QUAMBA_CUDA=1 python setup.py build_ext --inplace"
 
 
 def cpu_capability() -> str:
