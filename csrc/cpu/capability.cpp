@@ -19,15 +19,22 @@ namespace quamba::cpu {
 namespace {
 
 #if defined(__x86_64__) && defined(__linux__)
-// Whether the CPU has AMX for integers and the system lets this process use its tiles.
+constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+
+// Whether the CPU has those parts of AMX.
+bool has_amx(unsigned parts) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & parts) == parts;
+}
+
+// Whether the system also lets this process use the tiles.
 bool may_use_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTile) != 0 && (edx & kInt8) != 0 &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_amx(kAmxTile | kAmxInt8) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #else
+constexpr unsigned kAmxBf16 = 0;
+bool has_amx(unsigned) { return false; }
 bool may_use_amx() { return false; }
 #endif
 
@@ -38,7 +45,7 @@ std::vector<const Kernels*> find_runnable() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
-    if (may_use_amx()) tables.push_back(&kernels_avx512_amx());
+    if (may_use_amx()) tables.push_back(&kernels_avx512_amx(has_amx(kAmxBf16)));
     tables.push_back(&kernels_avx512_vnni());
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))

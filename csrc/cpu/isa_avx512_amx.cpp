@@ -10,9 +10,9 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,amx-bf16"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,amx-bf16,prefer-vector-width=512")
 #endif
 
 #define QUAMBA_AVX512_VNNI 1
@@ -26,6 +26,11 @@ namespace quamba::cpu::avx512_amx {
 #include "linear_w8.h"
 #include "linear_w4.h"
 #include "linear_amx.h"
+#include "ssd_token.h"
+#include "float_tiles.h"
+#include "ssd_scan.h"
+#include "amx_pairs.h"
+#include "ssd_scan_amx.h"
 
 }  // namespace quamba::cpu::avx512_amx
 
@@ -33,13 +38,14 @@ namespace quamba::cpu::avx512_amx {
 #pragma clang attribute pop
 #endif
 
-// Everything but the integer products of many rows is AVX-512 VNNI's.
-const quamba::cpu::Kernels& quamba::cpu::kernels_avx512_amx() {
-  static const Kernels table = [] {
+// Everything but the integer products of many rows, and the scan of int8 inputs, is AVX-512 VNNI's.
+const quamba::cpu::Kernels& quamba::cpu::kernels_avx512_amx(bool bf16) {
+  static const Kernels table = [bf16] {
     Kernels kernels = kernels_avx512_vnni();
     kernels.name = "avx512_amx";
     kernels.linear_w8a8 = avx512_amx::amx_linear_w8a8;
     kernels.linear_w4a8 = avx512_amx::amx_linear_w4a8;
+    if (bf16) kernels.ssd_scan_int8 = avx512_amx::amx_ssd_scan;
     return kernels;
   }();
   return table;

@@ -77,11 +77,24 @@ constexpr int64_t kSsdChunk = 48;  // tokens, an odd multiple of 16, see ssd_row
 // share a few sets of the cache.
 inline int64_t ssd_row_stride(int64_t columns) { return ((columns + 15) / 16 | 1) * 16; }
 
+constexpr int64_t kSsdAmxChunk = 96;  // with AMX: a multiple of 32, the fastest of 32 to 128
+
+inline int64_t ssd_amx_padded(int64_t size) { return (size + 31) / 32 * 32; }
+
+// Floats of scratch of the scan with AMX over that many heads, see ssd_scan_amx.h.
+inline int64_t ssd_amx_scratch_floats(int64_t heads, int64_t head_dim, int64_t d_state) {
+  const int64_t P = ssd_amx_padded(head_dim), N = ssd_amx_padded(d_state);
+  return kSsdAmxChunk * (3 * N / 2 + 2 * kSsdAmxChunk + 3 * 32 / 2) + N * 32 + heads * N * P;
+}
+
 // Floats of scratch for a scan over that many heads: B and C of a token; or those of a chunk with its scores, a head's
-// mixing matrix and x, and every head's state.
+// mixing matrix and x, and every head's state. Enough for any instruction set.
 inline int64_t ssd_scratch_floats(int64_t tokens, int64_t heads, int64_t head_dim, int64_t d_state) {
   const int64_t P = ssd_row_stride(head_dim), N = ssd_row_stride(d_state);
-  return tokens == 1 ? 2 * N : kSsdChunk * (2 * N + 2 * kSsdChunk + P) + heads * N * P;
+  if (tokens == 1) return 2 * N;
+  const int64_t floats = kSsdChunk * (2 * N + 2 * kSsdChunk + P) + heads * N * P;
+  const int64_t amx_floats = ssd_amx_scratch_floats(heads, head_dim, d_state);
+  return floats > amx_floats ? floats : amx_floats;
 }
 
 // Where a linear layer's outputs go, and as what.
@@ -158,7 +171,7 @@ const Kernels& kernels_portable();
 #if defined(__x86_64__)
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512_vnni();
-const Kernels& kernels_avx512_amx();
+const Kernels& kernels_avx512_amx(bool bf16);  // whether the CPU also has AMX for bfloat16
 #endif
 
 // The kernels in use: the best that this machine runs, or what QUAMBA_CPU_CAPABILITY names.

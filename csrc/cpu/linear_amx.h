@@ -4,7 +4,7 @@
 //
 // A tile of activations is 16 rows as they lie, one of weights the 16 quads by 16 outputs that a block stores in a row.
 
-constexpr int64_t kTileRows = 16, kTileBytes = 1024, kStep = 64;
+constexpr int64_t kAmxRows = 16, kTileBytes = 1024, kStep = 64;
 
 // Tiles 0-3: sums of row tile i and block j at 2 i + j; 4, 5: activations; 6, 7: weights.
 struct alignas(64) TileConfig {
@@ -15,7 +15,7 @@ struct alignas(64) TileConfig {
   explicit TileConfig(int64_t step) {  // inputs a step: 64, or 32 in groups of 32
     for (int tile = 0; tile < 8; ++tile) {
       row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? step : 64);
-      rows[tile] = static_cast<uint8_t>(tile >= 6 ? step / 4 : kTileRows);
+      rows[tile] = static_cast<uint8_t>(tile >= 6 ? step / 4 : kAmxRows);
     }
   }
 };
@@ -54,7 +54,7 @@ QUAMBA_INLINE void multiply_tiles(const int8_t* x, int64_t x_stride, const uint8
       else _tile_dpbssd(1, 4, 7);
     }
     if constexpr (kRowTiles > 1) {
-      _tile_loadd(5, x + kTileRows * x_stride, x_stride);
+      _tile_loadd(5, x + kAmxRows * x_stride, x_stride);
       if constexpr (kInt8) _tile_dpbusd(2, 5, 6);
       else _tile_dpbssd(2, 5, 6);
       if constexpr (kBlocks > 1) {
@@ -66,19 +66,19 @@ QUAMBA_INLINE void multiply_tiles(const int8_t* x, int64_t x_stride, const uint8
   }
 }
 
-constexpr int64_t kMaxTileRows = 2 * kTileRows;
+constexpr int64_t kMaxAmxRows = 2 * kAmxRows;
 
 // Of row r and block b of what the tiles hold.
 struct alignas(64) Sums {
-  int32_t of[kMaxTileRows][2][kLanes];
+  int32_t of[kMaxAmxRows][2][kLanes];
 };
 
 template <int kRowTiles, int kBlocks>
 QUAMBA_INLINE void store_sums(Sums& sums) {
   _tile_stored(0, sums.of[0][0], sizeof(sums.of[0]));
   if constexpr (kBlocks > 1) _tile_stored(1, sums.of[0][1], sizeof(sums.of[0]));
-  if constexpr (kRowTiles > 1) _tile_stored(2, sums.of[kTileRows][0], sizeof(sums.of[0]));
-  if constexpr (kRowTiles > 1 && kBlocks > 1) _tile_stored(3, sums.of[kTileRows][1], sizeof(sums.of[0]));
+  if constexpr (kRowTiles > 1) _tile_stored(2, sums.of[kAmxRows][0], sizeof(sums.of[0]));
+  if constexpr (kRowTiles > 1 && kBlocks > 1) _tile_stored(3, sums.of[kAmxRows][1], sizeof(sums.of[0]));
 }
 
 // Calls body(row) for the share of `rows` that goes with step s of `steps`.
@@ -172,19 +172,19 @@ inline void amx_w8a8_rows(const LinearArgs& args, OutputBlock block) {
     store_sums<row_tiles, kBlocks>(sums);
   };
   int64_t row = 0, unfinished = 0;  // rows before `row` whose sums wait
-  for (; row + kMaxTileRows <= args.rows; row += kMaxTileRows, unfinished = kMaxTileRows)
+  for (; row + kMaxAmxRows <= args.rows; row += kMaxAmxRows, unfinished = kMaxAmxRows)
     multiply(std::integral_constant<int, 2>(), row, unfinished);
-  if (row + kTileRows <= args.rows) {
+  if (row + kAmxRows <= args.rows) {
     multiply(std::integral_constant<int, 1>(), row, unfinished);
-    row += kTileRows;
-    unfinished = kTileRows;
+    row += kAmxRows;
+    unfinished = kAmxRows;
   }
   for (int64_t r = 0; r < unfinished; ++r) finish(r, row - unfinished);
   if (row < args.rows) w8a8_rows<kBlocks>(args, block, row);
 }
 
 inline void amx_linear_w8a8(const LinearArgs& args, int64_t begin, int64_t end) {
-  if (args.rows < kTileRows) return linear_w8a8(args, begin, end);
+  if (args.rows < kAmxRows) return linear_w8a8(args, begin, end);
   const Tiles tiles(kStep);
   OutputBlock block = first_block(begin, end);
   for (; block.more() > 1; block = block.after(2)) amx_w8a8_rows<2>(args, block);
@@ -196,7 +196,7 @@ inline void amx_w4a8_tile(const LinearArgs& args, Panel panel, int64_t row, Outp
                           const BlockRows (&to)[2]) {
   const int64_t groups = group_count(args), step = args.group_size < kStep ? args.group_size : kStep;
   const int8_t* x = static_cast<const int8_t*>(args.x) + row * args.x_stride;
-  constexpr int64_t kRows = kRowTiles * kTileRows;
+  constexpr int64_t kRows = kRowTiles * kAmxRows;
   VecF y[kRows][kBlocks] = {};
   Sums sums;
   VecF scale[kBlocks] = {};  // of the group whose sums wait
@@ -226,14 +226,14 @@ inline void amx_w4a8_rows(const LinearArgs& args, OutputBlock block) {
   const Panel panel = int4_panel(args, block, kBlocks);
   const BlockRows to[2] = {{args.out, block}, {args.out, block.after(kBlocks - 1)}};
   int64_t row = 0;
-  for (; row + 2 * kTileRows <= args.rows; row += 2 * kTileRows) amx_w4a8_tile<2, kBlocks>(args, panel, row, block, to);
-  for (; row + kTileRows <= args.rows; row += kTileRows) amx_w4a8_tile<1, kBlocks>(args, panel, row, block, to);
+  for (; row + 2 * kAmxRows <= args.rows; row += 2 * kAmxRows) amx_w4a8_tile<2, kBlocks>(args, panel, row, block, to);
+  for (; row + kAmxRows <= args.rows; row += kAmxRows) amx_w4a8_tile<1, kBlocks>(args, panel, row, block, to);
   for (int b = 0; b < kBlocks && row < args.rows; ++b) w4a8_rows(args, block.after(b), row);
 }
 
 inline void amx_linear_w4a8(const LinearArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kExactGroup = 8192;  // up to which a float holds every sum of 127 * 15 * group_size
-  if (args.rows < kTileRows || args.group_size > kExactGroup) return linear_w4a8(args, begin, end);
+  if (args.rows < kAmxRows || args.group_size > kExactGroup) return linear_w4a8(args, begin, end);
   const Tiles tiles(args.group_size < kStep ? args.group_size : kStep);
   OutputBlock block = first_block(begin, end);
   for (; block.more() > 1; block = block.after(2)) amx_w4a8_rows<2>(args, block);

@@ -170,13 +170,29 @@ inline void dequantize_w4(const LinearArgs& args, int64_t block, float* to, int6
   }
 }
 
+template <typename T>
+QUAMBA_INLINE float sum_of(const T* x, int64_t n) {
+  VecF sum{};
+  for (int64_t i = 0; i < n; i += kLanes) sum = sum + load(x + i, lanes_left(i, n));
+  return horizontal_sum(sum);
+}
+
+#if defined(QUAMBA_AVX512_VNNI)
+QUAMBA_INLINE float sum_of(const int8_t* x, int64_t n) {  // products with ones, 64 at a time
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n; i += 64) {
+    const __mmask64 present = n - i < 64 ? (uint64_t{1} << (n - i)) - 1 : ~uint64_t{0};
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(present, x + i));
+  }
+  return static_cast<float>(_mm512_reduce_add_epi32(sum));
+}
+#endif
+
 // sums[g] of a row [in]: exact for int8.
 template <typename T>
 inline void group_sums(const T* x, int64_t in, int64_t group_size, float* sums) {
   for (int64_t g = 0; g * group_size < in; ++g) {
-    const int64_t end = (g + 1) * group_size < in ? (g + 1) * group_size : in;
-    VecF sum{};
-    for (int64_t i = g * group_size; i < end; i += kLanes) sum = sum + load(x + i, lanes_left(i, end));
-    sums[g] = horizontal_sum(sum);
+    const int64_t left = in - g * group_size;
+    sums[g] = sum_of(x + g * group_size, left < group_size ? left : group_size);
   }
 }

@@ -4,8 +4,6 @@
 
 constexpr int64_t kScanTile = 32;  // tokens
 
-constexpr float kLog2E = 1.44269504088896341f;
-
 // h <- e^(dt A) h + (dt x) B; A comes times log2(e).
 QUAMBA_INLINE VecF next_state(VecF dt, VecF A, VecF h, VecF dt_x, VecF B) { return fma(exp2(dt * A), h, dt_x * B); }
 

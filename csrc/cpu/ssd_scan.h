@@ -25,6 +25,8 @@ struct SsdScan {
         x(mixing + kSsdChunk * kSsdChunk), states(x + kSsdChunk * P) {}
 
   float* state(int64_t head) const { return states + (head - begin) * N * P; }
+  float* state(int64_t head, int64_t n, int64_t p) const { return state(head) + n * P + p; }
+  int64_t state_stride() const { return P; }
 };
 
 // Tokens [first, first + tokens) of a batch row.
@@ -32,12 +34,13 @@ struct SsdChunk {
   int64_t first, tokens;
 };
 
-// What a head decays by in a chunk.
+// What a head decays by in a chunk of up to kTokens.
+template <int64_t kTokens>
 struct SsdDecays {
-  float dt[kSsdChunk];
-  float high[kSsdChunk], low[kSsdChunk];  // log2 a_t as the sum of two floats
-  float since_start[kSsdChunk];           // a_t
-  float to_end[kSsdChunk];                // dt_s a_Q / a_s
+  float dt[kTokens];
+  float high[kTokens], low[kTokens];  // log2 a_t as the sum of two floats
+  float since_start[kTokens];         // a_t
+  float to_end[kTokens];              // dt_s a_Q / a_s
 };
 
 // B and C of a group as floats, and their scores for s <= t.
@@ -69,38 +72,44 @@ inline void lay_out_group(const SsdScan<T>& scan, int64_t group, SsdChunk chunk)
 }
 
 // Sums are doubles, and gone once they are two floats: a sum of large decays keeps what tells its tokens apart.
-template <typename T>
-inline void find_decays(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, SsdDecays& decays) {
-  const SsdArgs<T>& args = scan.args;
+template <typename T, int64_t kTokens>
+inline void find_decays(const SsdArgs<T>& args, int64_t head, SsdChunk chunk, SsdDecays<kTokens>& decays) {
   const float* dt = args.dt + chunk.first * args.dt_stride + head;
   const float bias = args.dt_bias ? args.dt_bias[head] : 0.0f;
   constexpr double kLeast = -1e4;  // a step that decays everything, and whose sums are finite
   const double log2_decay = static_cast<double>(args.A[head]) * 1.4426950408889634;
+  for (int64_t t = 0; t < chunk.tokens; t += kLanes) {
+    const VecF steps =
+        gather_column(dt + t * args.dt_stride, args.dt_stride, 0, lanes_left(t, chunk.tokens)) + bias;
+    store(decays.dt + t, ssd_step_size(steps, args.dt_min, args.dt_max));
+  }
+  double sums[kTokens] = {};
+  for (int64_t t = 0; t < chunk.tokens; ++t) {  // loops of their own, but for the sum, become operations on vectors
+    const double step = decays.dt[t] * log2_decay;
+    sums[t] = step < kLeast ? kLeast : step;
+  }
   double sum = 0;
-  for (int64_t t = 0; t < kSsdChunk; t += kLanes) {
-    if (t < chunk.tokens) {
-      const int count = lanes_left(t, chunk.tokens);
-      const VecF steps = gather_column(dt + t * args.dt_stride, args.dt_stride, 0, count) + bias;
-      store(decays.dt + t, ssd_step_size(steps, args.dt_min, args.dt_max));
-    }
-    for (int64_t i = t; i < t + kLanes; ++i) {
-      const double step = i < chunk.tokens ? decays.dt[i] * log2_decay : 0.0;
-      sum += step < kLeast ? kLeast : step;
-      decays.high[i] = static_cast<float>(sum);
-      decays.low[i] = static_cast<float>(sum - decays.high[i]);
-    }
+  for (int64_t t = 0; t < kTokens; ++t) sums[t] = sum += sums[t];
+  for (int64_t t = 0; t < kTokens; ++t) {
+    decays.high[t] = static_cast<float>(sums[t]);
+    decays.low[t] = static_cast<float>(sums[t] - decays.high[t]);
   }
   for (int64_t t = 0; t < chunk.tokens; t += kLanes) {
     const VecF high = load(decays.high + t), low = load(decays.low + t);
     store(decays.since_start + t, ssd_decay(high));
-    const VecF rest = (decays.high[kSsdChunk - 1] - high) + (decays.low[kSsdChunk - 1] - low);
+    const VecF rest = (decays.high[kTokens - 1] - high) + (decays.low[kTokens - 1] - low);
     store(decays.to_end + t, ssd_decay(rest) * load(decays.dt + t));
   }
 }
 
+// a_t / a_s
+QUAMBA_INLINE VecF decay_between(VecF high_s, VecF low_s, VecF high_t, VecF low_t) {
+  return ssd_decay((high_t - high_s) + (low_t - low_s));
+}
+
 // scores[s][t] dt_s a_t / a_s for s <= t, with D on the diagonal for the skip connection, and zeros for s > t.
 template <typename T>
-inline void find_mixing(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays& decays) {
+inline void find_mixing(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays<kSsdChunk>& decays) {
   const float D = scan.args.D ? scan.args.D[head] : 0.0f;
   VecI lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
@@ -109,8 +118,9 @@ inline void find_mixing(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, co
     const int64_t diagonal = s / kLanes * kLanes;
     for (int64_t t = 0; t < diagonal; t += kLanes) store(row + t, VecF{});
     for (int64_t t = diagonal; t < chunk.tokens; t += kLanes) {
-      const VecF log2 = (load(decays.high + t) - decays.high[s]) + (load(decays.low + t) - decays.low[s]);
-      VecF weight = ssd_decay(log2) * (load(scan.scores + s * kSsdChunk + t) * decays.dt[s]);
+      const VecF decay = decay_between(broadcast(decays.high[s]), broadcast(decays.low[s]), load(decays.high + t),
+                                       load(decays.low + t));
+      VecF weight = decay * (load(scan.scores + s * kSsdChunk + t) * decays.dt[s]);
       if (t == diagonal) weight = (lane < static_cast<int32_t>(s - t)) ? VecF{} : weight;
       store(row + t, weight);
     }
@@ -120,7 +130,8 @@ inline void find_mixing(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, co
 
 // Columns [p, p + kCols parts) of a head's outputs of a chunk.
 template <int kCols, typename T>
-inline void find_outputs(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays& decays, int64_t p) {
+inline void find_outputs(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays<kSsdChunk>& decays,
+                         int64_t p) {
   const SsdArgs<T>& args = scan.args;
   const int64_t channels = args.heads * args.head_dim;
   float* out = args.out + chunk.first * channels + head * args.head_dim + p;
@@ -136,7 +147,8 @@ inline void find_outputs(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, c
 
 // The same columns of its state, moved on. It scales scan.x in place, which the outputs have read before.
 template <int kCols, typename T>
-inline void move_state(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays& decays, int64_t p) {
+inline void move_state(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, const SsdDecays<kSsdChunk>& decays,
+                       int64_t p) {
   float* x = scan.x + p;
   for (int64_t s = 0; s < chunk.tokens; ++s)
     QUAMBA_UNROLL for (int c = 0; c < kCols; ++c) {
@@ -159,8 +171,8 @@ inline void move_state(const SsdScan<T>& scan, int64_t head, SsdChunk chunk, con
 template <typename T>
 inline void scan_head(const SsdScan<T>& scan, int64_t head, SsdChunk chunk) {
   const SsdArgs<T>& args = scan.args;
-  SsdDecays decays;
-  find_decays(scan, head, chunk, decays);
+  SsdDecays<kSsdChunk> decays;
+  find_decays(args, head, chunk, decays);
   find_mixing(scan, head, chunk, decays);
   const T* x = args.x + chunk.first * args.x_stride;
   for (int64_t t = 0; t < chunk.tokens; ++t, x += args.x_stride)
@@ -175,9 +187,9 @@ inline void scan_head(const SsdScan<T>& scan, int64_t head, SsdChunk chunk) {
 }
 
 // A head's state, [P, N] in the caller's memory, as [N, P], and back.
-template <typename State, typename T>
-inline void read_state(const SsdScan<T>& scan, int64_t head) {
-  const SsdArgs<T>& args = scan.args;
+template <typename State, typename Scan>
+inline void read_state(const Scan& scan, int64_t head) {
+  const auto& args = scan.args;
   const State* h = static_cast<const State*>(args.state) + head * args.head_dim * args.d_state;
   for (int64_t p = 0; p < args.head_dim; p += kLanes)
     for (int64_t n = 0; n < args.d_state; n += kLanes) {
@@ -187,18 +199,18 @@ inline void read_state(const SsdScan<T>& scan, int64_t head) {
         rows[i] = load_state(h + (p + i) * args.d_state + n, scale, lanes_left(n, args.d_state));
       }
       transpose(rows);
-      for (int i = 0; i < kLanes; ++i) store(scan.state(head) + (n + i) * scan.P + p, rows[i]);
+      for (int i = 0; i < kLanes; ++i) store(scan.state(head, n, p) + i * scan.state_stride(), rows[i]);
     }
 }
 
-template <typename State, typename T>
-inline void write_state(const SsdScan<T>& scan, int64_t head) {
-  const SsdArgs<T>& args = scan.args;
+template <typename State, typename Scan>
+inline void write_state(const Scan& scan, int64_t head) {
+  const auto& args = scan.args;
   State* h = static_cast<State*>(args.state) + head * args.head_dim * args.d_state;
   for (int64_t p = 0; p < args.head_dim; p += kLanes)
     for (int64_t n = 0; n < args.d_state; n += kLanes) {
       VecF rows[kLanes];
-      for (int i = 0; i < kLanes; ++i) rows[i] = load(scan.state(head) + (n + i) * scan.P + p);
+      for (int i = 0; i < kLanes; ++i) rows[i] = load(scan.state(head, n, p) + i * scan.state_stride());
       transpose(rows);
       for (int i = 0; i < lanes_left(p, args.head_dim); ++i) {
         const StateScale scale = state_scale(args, head * args.head_dim + p + i);
@@ -207,16 +219,27 @@ inline void write_state(const SsdScan<T>& scan, int64_t head) {
     }
 }
 
+template <typename Scan>
+inline void read_states(const Scan& scan, int64_t begin, int64_t end) {
+  for (int64_t head = begin; head < end; ++head) {
+    if (!scan.args.state) std::fill(scan.state(head), scan.state(head + 1), 0.0f);
+    else if (scan.args.state_scale) read_state<int8_t>(scan, head);
+    else read_state<float>(scan, head);
+  }
+}
+
+template <typename Scan>
+inline void write_states(const Scan& scan, int64_t begin, int64_t end) {
+  for (int64_t head = begin; scan.args.state && head < end; ++head)
+    scan.args.state_scale ? write_state<int8_t>(scan, head) : write_state<float>(scan, head);
+}
+
 // Heads [begin, end) of one batch row.
 template <typename T>
 inline void ssd_scan(const SsdArgs<T>& args, int64_t begin, int64_t end) {
   if (args.tokens == 1) return ssd_token(args, begin, end);
   const SsdScan<T> scan(args, begin);
-  for (int64_t head = begin; head < end; ++head) {
-    if (!args.state) std::fill(scan.state(head), scan.state(head + 1), 0.0f);
-    else if (args.state_scale) read_state<int8_t>(scan, head);
-    else read_state<float>(scan, head);
-  }
+  read_states(scan, begin, end);
   const int64_t group_heads = args.heads / args.groups;
   for (int64_t first = 0; first < args.tokens; first += kSsdChunk) {
     const SsdChunk chunk{first, args.tokens - first < kSsdChunk ? args.tokens - first : kSsdChunk};
@@ -225,6 +248,5 @@ inline void ssd_scan(const SsdArgs<T>& args, int64_t begin, int64_t end) {
       scan_head(scan, head, chunk);
     }
   }
-  for (int64_t head = begin; args.state && head < end; ++head)
-    args.state_scale ? write_state<int8_t>(scan, head) : write_state<float>(scan, head);
+  write_states(scan, begin, end);
 }

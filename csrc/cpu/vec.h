@@ -123,6 +123,14 @@ QUAMBA_INLINE float horizontal_max(VecF v) {
 
 // Column n of a row-major [lanes, width] matrix; lanes from `count` on read as zero.
 QUAMBA_INLINE VecF gather_column(const float* rows, int64_t width, int64_t n, int count) {
+#if defined(QUAMBA_AVX512_VNNI)
+  if (width < (1 << 24)) {  // lanes put in one by one go through memory
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i at = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(width)));
+    const __mmask16 present = static_cast<__mmask16>((1u << count) - 1);
+    return (VecF)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), present, at, rows + n, 4);
+  }
+#endif
   VecF column{};
   for (int lane = 0; lane < count; ++lane) column[lane] = rows[lane * width + n];
   return column;
@@ -169,10 +177,12 @@ QUAMBA_INLINE void over_lanes(int64_t n, const Body& body) {
 // own prefetching does, with one stream or with several (measured: 2 KB ahead).
 QUAMBA_INLINE void prefetch_weights(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
 
+constexpr float kLog2E = 1.44269504088896341f;
+
 // e^x to about 1 ulp on [-87, 88], saturating outside: 2^n * p(r) with x = n ln2 + r, |r| <= ln2 / 2.
 QUAMBA_INLINE VecF exp(VecF x) {
   x = min(broadcast(88.0f), max(broadcast(-87.0f), x));
-  const VecF n = fma(x, broadcast(1.44269504088896341f), broadcast(kRoundingMagic)) - kRoundingMagic;
+  const VecF n = fma(x, broadcast(kLog2E), broadcast(kRoundingMagic)) - kRoundingMagic;
   VecF r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
   VecF p = broadcast(1.9875691500e-4f);
