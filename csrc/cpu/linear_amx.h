@@ -103,6 +103,7 @@ inline Panel int8_panel(const LinearArgs& args, OutputBlock block, int64_t block
     std::memcpy(to + b * padded, from + b * bytes, bytes);
     std::memset(to + b * padded + bytes, 0, padded - bytes);
   }
+  asm volatile("" : : : "memory");  // GCC 12 does not see that tiles are loaded from memory
   return {to, padded};
 }
 
@@ -126,6 +127,7 @@ inline Panel int4_panel(const LinearArgs& args, OutputBlock block, int64_t block
     }
     std::memset(to + eights * 128, 0, padded - eights * 128);
   }
+  asm volatile("" : : : "memory");
   return {static_cast<const uint8_t*>(args.scratch), padded};
 }
 
