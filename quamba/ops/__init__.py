@@ -25,6 +25,15 @@ for _name, _schema in SCHEMAS.items():
     globals()[_name] = getattr(torch.ops.quamba, _name)
 
 REFERENCE_ONLY = os.environ.get("QUAMBA_REFERENCE") == "1"
+CUDA_BUILT = (
+    not REFERENCE_ONLY and find_spec("quamba._C_cuda") is not None
+)  # it loads without a GPU
+BUILD_CUDA = "build them with the CUDA toolkit's nvcc on PATH: QUAMBA_CUDA=1 python setup.py build_ext --inplace"
+
+
+def _refuse(name: str, *_args, **_options):
+    raise QuambaError(f"{name} met a cuda tensor, and this build has no cuda kernels: {BUILD_CUDA}")
+
 
 if not REFERENCE_ONLY:
     try:
@@ -34,7 +43,7 @@ if not REFERENCE_ONLY:
             f"quamba's kernels are not built or do not load ({error}). Build them with `make build` or "
             "`python setup.py build_ext --inplace`; QUAMBA_REFERENCE=1 runs the slow reference instead."
         ) from error
-    if find_spec("quamba._C_cuda") is not None:  # built where nvcc was; it loads without a GPU too
+    if CUDA_BUILT:
         try:
             from .. import _C_cuda  # noqa: F401
         except ImportError as error:
@@ -44,10 +53,15 @@ if not REFERENCE_ONLY:
             ) from error
         for _name, _op in COMPOSED.items():
             _library.impl(_name, partial(_op, torch.ops.quamba), "CUDA")
+    else:
+        for _name in SCHEMAS:
+            _library.impl(_name, partial(_refuse, _name), "CUDA")
 
 
 def has_kernel(name: str, device_type: str) -> bool:
     """Whether a compiled kernel (not the reference) serves the op on that kind of device."""
+    if device_type == "cuda" and not CUDA_BUILT:
+        return False
     key = torch._C._dispatch_key_for_device(device_type)
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{name}", key)
 
@@ -65,15 +79,9 @@ def check_device(device: str | torch.device) -> torch.device:
         cpu_capability()
     missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
     if missing and not REFERENCE_ONLY:
-        advice = "use --device cpu" + _how_to_build(device)
+        advice = "use --device cpu" + (f", or {BUILD_CUDA}" if device.type == "cuda" else "")
         raise QuambaError(f"this build has no {device.type} kernels ({len(missing)} ops missing): {advice}")
     return device
-
-
-def _how_to_build(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    return ", or build them: with the CUDA toolkit's nvcc on PATH, QUAMBA_CUDA=1 python setup.py build_ext --inplace"
 
 
 def cpu_capability() -> str:

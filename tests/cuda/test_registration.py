@@ -72,3 +72,29 @@ def test_architectures_are_those_of_torchs_list():
     ]
     with pytest.raises(BuildError, match=r"'7\.5' is no compute capability from 8\.0 on"):
         architecture_flags("8.0 7.5")
+
+
+def test_a_build_without_cuda_kernels_refuses_cuda_tensors_and_says_how_to_build():
+    """Dispatched as a CUDA tensor's op is; the reference, which would serve any device, does not run."""
+    code = """
+import importlib.util, torch
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "quamba._C_cuda" else found(name, *rest)
+from torch._subclasses.fake_tensor import FakeTensorMode
+from quamba import QuambaError, ops
+assert not ops.has_kernel("quantize", "cuda")
+try:
+    op = torch.ops.quamba.quantize.default
+    op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), torch.ones(2), torch.ones(()))
+except QuambaError as error:
+    print(error)
+try:
+    with FakeTensorMode():
+        ops.check_device("cuda")
+except QuambaError as error:
+    print(error)
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0].startswith("quantize met a cuda tensor, and this build has no cuda kernels: build them with")
+    assert "no cuda kernels" in lines[1]
+    assert "QUAMBA_CUDA=1 python setup.py build_ext --inplace" in lines[1]
