@@ -34,7 +34,7 @@ TORCH = Path(torch.__file__).parent
 INCLUDES = ["-isystem", str(TORCH / "include"), "-isystem", sysconfig.get_paths()["include"]]
 COMMON = ["-std=c++20", "-O3", "-DNDEBUG"]
 # no fast-math, and no multiply-add that the source does not spell: results are those of the CPU's kernels
-NVCC = [*COMMON, "--fmad=false", "-Xcompiler=-Wall,-Werror,-fPIC,-fvisibility=hidden", "-Werror=all-warnings"]
+NVCC = [*COMMON, "--fmad=false", "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden"]
 CXX = [*COMMON, "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Werror=return-type", "-Wno-unknown-pragmas", "-fPIC"]
 # one place per library for what templates and inline functions keep: see __shared__ in emulation.h
 EMULATED = [*CXX, "-DQUAMBA_EMULATED", "-fvisibility=hidden", "-fno-gnu-unique"]
@@ -188,6 +188,9 @@ def check(nvcc: str, log: Path) -> str:
     """Compiles every .cu and writes what ptxas says of each kernel to `log`; the summary. Raises BuildError."""
     units = cuda_units(nvcc, ARCHITECTURES)
     report = compile_units(units)
+    warnings = [line for line in report.splitlines() if re.search(r"\bwarning\b", line, re.IGNORECASE)]
+    if warnings:  # errors here alone: a newer compiler's must not stop a user's build
+        raise BuildError("\n".join(["the CUDA kernels compile with warnings:", *warnings]))
     log.write_text(report)
     spills = re.findall(r"[1-9]\d* bytes spill stores", report)
     kernels = report.count("Compiling entry function")  # of every architecture

@@ -25,9 +25,7 @@ for _name, _schema in SCHEMAS.items():
     globals()[_name] = getattr(torch.ops.quamba, _name)
 
 REFERENCE_ONLY = os.environ.get("QUAMBA_REFERENCE") == "1"
-CUDA_BUILT = (
-    not REFERENCE_ONLY and find_spec("quamba._C_cuda") is not None
-)  # it loads without a GPU
+CUDA_BUILT = not REFERENCE_ONLY and find_spec("quamba._C_cuda") is not None  # it loads without a GPU
 BUILD_CUDA = "build them with the CUDA toolkit's nvcc on PATH: QUAMBA_CUDA=1 python setup.py build_ext --inplace"
 
 
