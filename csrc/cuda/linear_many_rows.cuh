@@ -40,7 +40,7 @@ struct WarpSums {
   }
 
   static __device__ __forceinline__ float converted(int32_t sum, bool small) {
-    return small ? __int_as_float(sum) - 12582912.0f : static_cast<float>(sum - kStart);
+    return small ? __int_as_float(sum) - kRoundingMagic : static_cast<float>(sum - kStart);
   }
   static __device__ __forceinline__ float converted(float sum, bool) { return sum; }
 
