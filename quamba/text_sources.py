@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import zstandard
-
 from .errors import QuambaError
 
 logger = logging.getLogger(__name__)
@@ -139,7 +137,7 @@ def read_json_rows(path: Path, limit: int | None = None) -> list[str]:
                     break
                 if line.strip():
                     documents.append(_text_field(line, f"{path}, line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, *_zstd_errors(path)) as error:
         raise QuambaError(f"cannot read {path} as UTF-8 text: {error}") from error
     return documents
 
@@ -148,11 +146,22 @@ def _open_text(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".zst":  # several frames in a row, and large windows, are usual in dumps of crawls
+        import zstandard
+
         unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(
             path.open("rb"), read_across_frames=True
         )
         return io.TextIOWrapper(unpacked, encoding="utf-8")
     return path.open(encoding="utf-8")
+
+
+def _zstd_errors(path: Path) -> tuple[type[Exception], ...]:
+    """What unpacking the file may raise beside the errors of files."""
+    if path.suffix != ".zst":
+        return ()
+    import zstandard
+
+    return (zstandard.ZstdError,)
 
 
 def _text_field(line: str, place: str) -> str:
