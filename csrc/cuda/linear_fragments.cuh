@@ -17,8 +17,8 @@
 
 #include <type_traits>
 
-#include "bfloat16.h"
 #include "linear.h"
+#include "mma.h"
 
 namespace quamba::cuda {
 

@@ -4,7 +4,7 @@
 //   d[0], d[1]  row g,     columns 2t, 2t + 1        d[2], d[3]  row g + 8, the same columns      (every product)
 //   mma_s8  (k 32, 4 int8 a register):    a[0] row g, k 4t ..; a[1] row g + 8; a[2], a[3] the same rows, k 16 + 4t ..
 //                                         b[0] column g, k 4t ..; b[1] k 16 + 4t ..
-//   mma_f16 (k 16, 2 float16):            a[0] row g, k 2t ..; a[1] row g + 8; a[2], a[3] the same rows, k 8 + 2t ..
+//   mma_bf16 (k 16, 2 bfloat16):          a[0] row g, k 2t ..; a[1] row g + 8; a[2], a[3] the same rows, k 8 + 2t ..
 //                                         b[0] column g, k 2t ..; b[1] k 8 + 2t ..
 //   mma_tf32 (k 8, 1 float of to_tf32):   a[0] row g, k t; a[1] row g + 8; a[2], a[3] the same rows, k 4 + t
 //                                         b[0] column g, k t; b[1] k 4 + t
@@ -12,7 +12,7 @@
 // The emulation sums exactly and rounds once; a GPU rounds in between, differently from chip to chip.
 #pragma once
 
-#include "platform.h"
+#include "bfloat16.h"
 
 namespace quamba::cuda {
 
@@ -31,12 +31,10 @@ struct Int8 {
   using Product = int64_t;
   static Product at(uint32_t bits, int i) { return static_cast<int8_t>(bits >> 8 * i); }
 };
-struct Float16 {
+struct Bf16 {
   static constexpr int kCount = 2;
   using Product = double;
-  static Product at(uint32_t bits, int i) {
-    return static_cast<float>(Half(static_cast<uint16_t>(bits >> 16 * i), Half::from_bits()));
-  }
+  static Product at(uint32_t bits, int i) { return i ? bf16_high(bits) : bf16_low(bits); }
 };
 struct Tf32 {
   static constexpr int kCount = 1;
@@ -83,13 +81,13 @@ __device__ __forceinline__ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// float16 by float16 into float32, k 16.
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// bfloat16 by bfloat16 into float32, k 16.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(QUAMBA_EMULATED)
-  emulated_mma::mma<emulated_mma::Float16>("mma_f16", d, a, b);
+  emulated_mma::mma<emulated_mma::Bf16>("mma_bf16", d, a, b);
 #else
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

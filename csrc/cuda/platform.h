@@ -29,7 +29,6 @@
 #define QUAMBA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(quamba_emulated, CPU, m)
 #define QUAMBA_PROBE_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(quamba_probe, CPU, m)
 #else
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define QUAMBA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m)
 #define QUAMBA_PROBE_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(quamba_probe, CUDA, m)
@@ -72,16 +71,6 @@ __device__ __forceinline__ T* dynamic_shared() {
 #else
   extern __shared__ __align__(16) unsigned char quamba_dynamic_shared[];
   return reinterpret_cast<T*>(quamba_dynamic_shared);
-#endif
-}
-
-// float16 of two floats, `low` in the low half: a register of mma_f16.
-__device__ __forceinline__ uint32_t pack_half2(float low, float high) {
-#if defined(QUAMBA_EMULATED)
-  return Half(low).x | static_cast<uint32_t>(Half(high).x) << 16;
-#else
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 #endif
 }
 

@@ -15,14 +15,14 @@ __device__ __forceinline__ void fetch(uint32_t& to, const int8_t* k) {
   to = 0;
   for (int i = 0; i < 4; ++i) to |= static_cast<uint32_t>(static_cast<uint8_t>(k[i])) << 8 * i;
 }
-__device__ __forceinline__ void fetch(uint32_t& to, const Half* k) { to = pack_half2(k[0], k[1]); }
+__device__ __forceinline__ void fetch(uint32_t& to, const BFloat16* k) { to = pack_bf16(k[0], k[1]); }
 __device__ __forceinline__ void fetch(uint32_t& to, const float* k) { to = to_tf32(*k); }
 
 __device__ __forceinline__ void multiply(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int8_t) {
   mma_s8(d, a, b);
 }
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Half) {
-  mma_f16(d, a, b);
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
+  mma_bf16(d, a, b);
 }
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
   mma_tf32(d, a, b);
@@ -53,7 +53,7 @@ void mma(const Tensor& a, const Tensor& b, const Tensor& c) {
 }
 
 void mma_s8_probe(const Tensor& a, const Tensor& b, const Tensor& c) { mma<int8_t, int32_t>(a, b, c); }
-void mma_f16_probe(const Tensor& a, const Tensor& b, const Tensor& c) { mma<Half, float>(a, b, c); }
+void mma_bf16_probe(const Tensor& a, const Tensor& b, const Tensor& c) { mma<BFloat16, float>(a, b, c); }
 void mma_tf32_probe(const Tensor& a, const Tensor& b, const Tensor& c) { mma<float, float>(a, b, c); }
 
 // Rows of `out`: x of the lane that each of four shuffles names, the vote x > 0, and the sum and maximum of a warp.
@@ -164,7 +164,7 @@ Tensor fault_probe(const Tensor& like, int64_t fault, int64_t threads) {
 
 QUAMBA_PROBE_LIBRARY(m) {
   m.impl("mma_s8", TORCH_BOX(&mma_s8_probe));
-  m.impl("mma_f16", TORCH_BOX(&mma_f16_probe));
+  m.impl("mma_bf16", TORCH_BOX(&mma_bf16_probe));
   m.impl("mma_tf32", TORCH_BOX(&mma_tf32_probe));
   m.impl("warp", TORCH_BOX(&warp_probe));
   m.impl("copy", TORCH_BOX(&copy_probe));

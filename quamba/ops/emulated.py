@@ -15,7 +15,7 @@ from .schemas import SCHEMAS
 PROBES = {
     # c [16, 8] += a [16, K] b [8, K]^T by one tensor-core instruction; K 32, 16, 8
     "mma_s8": "(Tensor a, Tensor b, Tensor(a!) c) -> ()",
-    "mma_f16": "(Tensor a, Tensor b, Tensor(a!) c) -> ()",
+    "mma_bf16": "(Tensor a, Tensor b, Tensor(a!) c) -> ()",
     "mma_tf32": "(Tensor a, Tensor b, Tensor(a!) c) -> ()",
     # x [32] -> [7, 32]: four shuffles by `argument` in groups of `width` lanes, a vote, the sum, the maximum
     "warp": "(Tensor x, int argument, int width) -> Tensor",

@@ -22,8 +22,8 @@ class Kernels:
                 *moved[: len(args)], **dict(zip(kwargs, moved[len(args) :], strict=True))
             )
             for value, copy in zip((*args, *kwargs.values()), moved, strict=True):
-                if isinstance(value, Tensor):
-                    value.copy_(copy)  # what the op updates in place
+                if isinstance(value, Tensor) and 0 not in value.stride():  # ops update no expanded tensor
+                    value.copy_(copy)
             return result.cpu() if isinstance(result, Tensor) else result
 
         return run

@@ -52,10 +52,10 @@ def test_int8_products_are_exact(device):
 
 
 @pytest.mark.parametrize(
-    "name, dtype, k, bits", [("mma_f16", torch.float16, 16, 11), ("mma_tf32", torch.float32, 8, 11)]
+    "name, dtype, k, bits", [("mma_bf16", torch.bfloat16, 16, 8), ("mma_tf32", torch.float32, 8, 11)]
 )
 def test_float_products_are_those_of_the_rounded_values(device, name, dtype, k, bits):
-    """Inputs of `bits` bits of mantissa: tf32 has as many as float16."""
+    """Inputs of `bits` bits of mantissa."""
     a, b = (torch.randn(rows, k).to(dtype) for rows in (16, 8))
     c = torch.randn(16, 8)
     rounded = [mantissa(x.float(), bits) for x in (a, b)]
