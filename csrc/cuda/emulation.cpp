@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -195,28 +196,40 @@ bool release_barrier() {
   throw std::runtime_error(message);
 }
 
-// Behind every barrier threads run in the other direction, so that no order hides a missing one.
+// Runs the lanes of a warp in turn until all of them have ended or wait at a barrier or for lanes that do.
+void run_warp(unsigned warp, bool backward) {
+  const unsigned first = warp * kWarp, lanes = std::min<unsigned>(kWarp, threads - first);
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (unsigned i = 0; i < lanes; ++i) {
+      Fibre& next = *fibres[first + (backward ? lanes - 1 - i : i)];
+      if (next.state != State::kReady) continue;
+      progress = true;
+      resume(next);
+      if (!failure.empty()) abandon(failure);
+      if (next.state == State::kEnded) resolve_without(next);
+    }
+  }
+}
+
+bool have_ended() {
+  for (unsigned i = 0; i < threads; ++i)
+    if (fibres[i]->state != State::kEnded) return false;
+  return true;
+}
+
+// From barrier to barrier a warp is as far ahead of the others as can be, and behind every barrier warps and lanes run
+// in the other direction, so that no order hides a missing one.
 void run_block() {
   for (unsigned i = 0; i < threads; ++i) {
     fibres[i]->state = State::kReady;
     fibres[i]->copies.clear();
   }
-  for (bool backward = false;;) {
-    bool progress = false, ended = true;
-    for (unsigned i = 0; i < threads; ++i) {
-      Fibre& next = *fibres[backward ? threads - 1 - i : i];
-      if (next.state == State::kReady) {
-        progress = true;
-        resume(next);
-        if (!failure.empty()) abandon(failure);
-        if (next.state == State::kEnded) resolve_without(next);
-      }
-      ended = ended && next.state == State::kEnded;
-    }
-    if (ended) return;
-    if (progress) continue;
+  const unsigned warps = (threads + kWarp - 1) / kWarp;
+  for (bool backward = false;; backward = !backward) {
+    for (unsigned i = 0; i < warps; ++i) run_warp(backward ? warps - 1 - i : i, backward);
+    if (have_ended()) return;
     if (!release_barrier()) abandon(deadlock());
-    backward = !backward;
   }
 }
 
