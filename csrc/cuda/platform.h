@@ -114,6 +114,17 @@ class OnDevice {
 #endif
   }
 
+  // 9 of compute capability 9.0; 0 in the emulation.
+  int compute_capability() const {
+    int major = 0;
+#if !defined(QUAMBA_EMULATED)
+    int device = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+#endif
+    return major;
+  }
+
 #if defined(QUAMBA_EMULATED)
   explicit OnDevice(const Tensor&) {}
 #else
