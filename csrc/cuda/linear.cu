@@ -160,7 +160,10 @@ Tensor run(const Tensor& x, const Tensor& weight, const Tensor& scale, const Opt
     split_rows(device, call, rows, *row_stride(rows));
   } else {
     const Tensor laid_out = lay_out_rows<X>(device, call, rows, *row_stride(rows), by_library);
-    if (by_library) return linear_library(device, call.args, laid_out), result;
+    if (by_library) {
+      linear_library(device, call.args, laid_out);
+      return result;
+    }
   }
   if (!linear_few_rows<X>(device, call.args)) linear_many_rows<X>(device, call.args);
   return result;

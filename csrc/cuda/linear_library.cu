@@ -76,7 +76,7 @@ bool library_multiplies(const OnDevice& device, const LinearArgs& args) {
   if (args.rows <= kFewRows) return false;
   const Choice choice = forced_choice();
   if (choice != Choice::kArithmetic) return choice == Choice::kLibrary;
-  return device.compute_capability() == kHopper && is_faster(args.rows, args.in, args.out);
+  return device.compute_capability_major() == kHopper && is_faster(args.rows, args.in, args.out);
 }
 
 void linear_library(const OnDevice& device, const LinearArgs& args, const Tensor& x) {

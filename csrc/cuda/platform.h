@@ -115,7 +115,7 @@ class OnDevice {
   }
 
   // 9 of compute capability 9.0; 0 in the emulation.
-  int compute_capability() const {
+  int compute_capability_major() const {
     int major = 0;
 #if !defined(QUAMBA_EMULATED)
     int device = 0;
