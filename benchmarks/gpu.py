@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu                                       # every shape and system: half an hour
     python -m benchmarks.gpu --shapes 130m --systems fp16,w8a8 --rounds 3
+    python -m benchmarks.gpu --systems w8a8-library,w8a8-own       # which of them should multiply a prompt's rows
     python -m benchmarks.gpu --device cpu --shapes tiny            # tries the script where no GPU is
 
 Models are random: speed depends on their sizes alone. TPOT: milliseconds of a decoded token, batch 1, as a CUDA graph
@@ -45,6 +46,8 @@ GPU_SHAPES = {
     )
 }
 SYSTEMS = ("fp16", "w8a8", "w4a8", "w4a16")
+FORCED = {f"w8a8-{name}": name for name in ops.INT8_PRODUCTS}  # where w8a8 lets sizes decide
+SYSTEMS_HELP = f"of {', '.join(SYSTEMS)}; not by default: {', '.join(FORCED)}"
 COPY_BYTES = 1 << 30
 CALIBRATION = (4, 64)  # windows, tokens: the scales have to be sane only
 
@@ -87,7 +90,7 @@ def decoder_of(system: str, shape: Shape, device: torch.device) -> FloatDecoder 
     model = quamba.quantize(
         model.to(device),
         None,
-        scheme=system,
+        scheme=system.partition("-")[0],
         weights=WeightMethod("rtn"),  # speed does not depend on which integers there are
         calibration=None if system.endswith("a16") else windows,
         quantize_embedding=True,
@@ -130,7 +133,8 @@ def measure(system: str, shape: Shape, prompts: list[int], rounds: int, device: 
     for length in prompts:
         prompt = random_prompt(VOCAB, 1, length, seed=0).to(device)
         steps = shape.decode_steps if length == prompts[0] else 0
-        runs = [time_run(decoder, prompt, steps) for _ in range(rounds + 1)][1:]  # the first warms up
+        with ops.force_cuda_int8_product(FORCED.get(system, ops.cuda_int8_product())):
+            runs = [time_run(decoder, prompt, steps) for _ in range(rounds + 1)][1:]  # the first warms up
         row[f"ttft_{length}_ms"] = 1e3 * Spread.of([run[TTFT] for run in runs]).median
         if steps:
             row["tpot_ms"] = 1e3 * Spread.of([run[TPOT] for run in runs]).median
@@ -176,7 +180,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = [name for name in GPU_SHAPES if name != "tiny"]
     parser.add_argument("--shapes", type=names(GPU_SHAPES), default=shapes, help=f"of {', '.join(GPU_SHAPES)}")
-    parser.add_argument("--systems", type=names(SYSTEMS), default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--systems", type=names((*SYSTEMS, *FORCED)), default=list(SYSTEMS), help=SYSTEMS_HELP)
     parser.add_argument("--prompts", default="512,1024,2048", help="tokens of a prompt (512,1024,2048)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure (5)")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script (cuda)")

@@ -36,8 +36,13 @@ COMMON = ["-std=c++20", "-O3", "-DNDEBUG"]
 # no fast-math, and no multiply-add that the source does not spell: results are those of the CPU's kernels
 NVCC = [*COMMON, "--fmad=false", "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden"]
 CXX = [*COMMON, "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Werror=return-type", "-Wno-unknown-pragmas", "-fPIC"]
-# one place per library for what templates and inline functions keep: see __shared__ in emulation.h
-EMULATED = [*CXX, "-DQUAMBA_EMULATED", "-fvisibility=hidden", "-fno-gnu-unique"]
+# one place per library for what templates and inline functions keep: see __shared__ in emulation.h; vectors that lie
+# where a GPU cannot read them are errors (emulation.cpp), though a CPU can
+EMULATED = [
+    *CXX,
+    *("-DQUAMBA_EMULATED", "-fvisibility=hidden", "-fno-gnu-unique"),
+    *("-fsanitize=alignment", "-fno-sanitize-recover=alignment"),
+]
 LINKED = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 

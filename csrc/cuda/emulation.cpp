@@ -8,6 +8,8 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -55,7 +57,7 @@ struct Fibre {
 std::mutex launching;
 std::vector<std::unique_ptr<Fibre>> fibres;  // a pool; the first `threads` are this launch's
 unsigned threads;
-Fibre* running;
+Fibre* running;  // null outside of kernels
 jmp_buf scheduler;
 const std::function<void()>* kernel;
 std::string failure;
@@ -96,7 +98,10 @@ Fibre& fibre(unsigned number) {
 __attribute__((noinline)) void resume(Fibre& next) {
   running = &next;
   threadIdx = next.index;
-  if (_setjmp(scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) {
+    running = nullptr;
+    return;
+  }
   if (next.started) _longjmp(next.context, 1);
   next.started = true;
   makecontext(&next.first, main_of_fibre, 0);
@@ -329,3 +334,18 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 }
 
 }  // namespace quamba::emulation
+
+// What -fsanitize=alignment has a kernel call before it reads or writes where no GPU can: the compiler's own runtime
+// library would end the process. The layout of its argument is that library's.
+struct UbsanTypeMismatch {
+  const char* file;
+  uint32_t line, column;
+};
+
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const UbsanTypeMismatch* at, uintptr_t pointer) {
+  std::ostringstream out;
+  out << "misaligned address " << std::hex << pointer << std::dec << " at " << at->file << ":" << at->line;
+  if (quamba::emulation::running) quamba::emulation::fail(out.str().c_str());
+  std::fprintf(stderr, "%s\n", out.str().c_str());
+  std::abort();
+}

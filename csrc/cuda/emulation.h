@@ -4,7 +4,8 @@
 // What it finds that a GPU would not: reads of shared memory or results that nothing has written (they are NaN, see
 // kPoison), a barrier or a warp that some threads never reach (an error that says who waits where), writes beyond the
 // dynamic shared memory asked for, blocks and grids that no GPU takes, and, since warps run one after the other from
-// barrier to barrier, a missing barrier. What it cannot: bank conflicts, speed, races between blocks.
+// barrier to barrier, a missing barrier. Vectors that do not lie at a multiple of their size are errors, as on a GPU,
+// that say where (-fsanitize=alignment). What it cannot find: bank conflicts, speed, races between blocks.
 #pragma once
 
 #include <cmath>

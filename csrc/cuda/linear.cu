@@ -1,5 +1,5 @@
 // The linear ops, of int8 or uint4 weights and int8 or float inputs: checks, layout of rows, registration.
-// Kernels: linear_few_rows.cuh, linear_many_rows.cuh.
+// Kernels: linear_few_rows.cuh, linear_many_rows.cuh; linear_library.cuh.
 
 #include "linear.h"
 
@@ -109,22 +109,23 @@ std::optional<int64_t> row_stride(const Tensor& x) {
   return stride ? stride : x.size(-1);
 }
 
-// x [M, I] as kernels of few rows and of int8 read it: rows and their lengths are whole 16 bytes.
+// x [M, I] as kernels of few rows and of int8 read it, rows and their lengths whole 16 bytes; `dense`: without gaps.
 template <typename X>
-void lay_out_rows(const OnDevice& device, LinearCall& call, const Tensor& x, int64_t stride) {
+Tensor lay_out_rows(const OnDevice& device, LinearCall& call, const Tensor& x, int64_t stride, bool dense) {
   LinearArgs& args = call.args;
   const int in = args.in, padded = ceil_div<int>(in * sizeof(X), 16) * 16 / sizeof(X);
-  args.x = static_cast<const uint8_t*>(x.const_data_ptr());
-  if (in != padded || stride * sizeof(X) % 16 != 0 || !is_aligned(args.x)) {
+  Tensor laid_out = x;
+  if (in != padded || stride * sizeof(X) % 16 != 0 || !is_aligned(x.const_data_ptr()) || (dense && stride != padded)) {
     const int64_t shape[] = {args.rows, padded};
-    const Tensor to = call.keep(empty({shape, 2}, x.scalar_type(), x));
-    device.launch(pad_rows_kernel<X>, static_cast<unsigned>(ceil_div<int64_t>(to.numel(), kThreads)), kThreads, 0,
-                  const_pointer<X>(x), pointer<X>(to), stride, args.rows, in, padded);
-    args.x = const_pointer<uint8_t>(to);
+    laid_out = call.keep(empty({shape, 2}, x.scalar_type(), x));
+    device.launch(pad_rows_kernel<X>, static_cast<unsigned>(ceil_div<int64_t>(laid_out.numel(), kThreads)), kThreads, 0,
+                  const_pointer<X>(x), pointer<X>(laid_out), stride, args.rows, in, padded);
     stride = padded;
   }
+  args.x = const_pointer<uint8_t>(laid_out);
   args.x_stride = stride * sizeof(X);
   args.x_bytes = padded * sizeof(X);
+  return laid_out;
 }
 
 // x float32 [M, I] as the kernel of many rows reads it.
@@ -154,8 +155,16 @@ Tensor run(const Tensor& x, const Tensor& weight, const Tensor& scale, const Opt
   if (result.numel() == 0) return result;
   const Tensor rows = call.keep(row_stride(x) ? x : torch::stable::contiguous(x));
   const OnDevice device(x);
-  if (std::is_same_v<X, float> && call.args.rows > kFewRows) split_rows(device, call, rows, *row_stride(rows));
-  else lay_out_rows<X>(device, call, rows, *row_stride(rows));
+  const bool by_library = std::is_same_v<X, int8_t> && !zero && library_multiplies(device, call.args);
+  if (std::is_same_v<X, float> && call.args.rows > kFewRows) {
+    split_rows(device, call, rows, *row_stride(rows));
+  } else {
+    const Tensor laid_out = lay_out_rows<X>(device, call, rows, *row_stride(rows), by_library);
+    if (by_library) {
+      linear_library(device, call.args, laid_out);
+      return result;
+    }
+  }
   if (!linear_few_rows<X>(device, call.args)) linear_many_rows<X>(device, call.args);
   return result;
 }

@@ -1,4 +1,5 @@
-// What the linear kernels are given by linear.cu, and how linear_few_rows.cu and linear_many_rows.cu launch them.
+// What the linear kernels are given by linear.cu, and how linear_few_rows.cu, linear_many_rows.cu and linear_library.cu
+// launch them.
 #pragma once
 
 #include "platform.h"
@@ -45,5 +46,12 @@ bool linear_few_rows(const OnDevice& device, const LinearArgs& args);
 
 template <typename X>
 void linear_many_rows(const OnDevice& device, const LinearArgs& args);
+
+// Whether linear_library is to multiply, not one of the kernels above: args of int8 x and weights. Raises
+// std::invalid_argument where QUAMBA_CUDA_INT8_PRODUCT is no choice.
+bool library_multiplies(const OnDevice& device, const LinearArgs& args);
+
+// x int8 [..., K], contiguous: its rows laid out, K = 16 ceil(I / 16).
+void linear_library(const OnDevice& device, const LinearArgs& args, const Tensor& x);
 
 }  // namespace quamba::cuda

@@ -36,7 +36,18 @@
 
 #include "../common/quantize.h"
 
-#if !defined(QUAMBA_EMULATED) && TORCH_FEATURE_VERSION < TORCH_VERSION_2_13_0
+// Versions that torch's header does not name yet count as 0 in #if.
+#if defined(TORCH_VERSION_2_13_0) && TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
+#define QUAMBA_HAS_NATIVE_STREAM 1
+#else
+#define QUAMBA_HAS_NATIVE_STREAM 0
+#endif
+
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // nor does torch 2.11 name this
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+#if !defined(QUAMBA_EMULATED) && !QUAMBA_HAS_NATIVE_STREAM
 // Of libtorch_cuda, and so not in a torch without CUDA, where nothing calls it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
@@ -92,6 +103,17 @@ class OnDevice {
 #endif
   }
 
+  // 9 of compute capability 9.0; 0 in the emulation.
+  int compute_capability_major() const {
+    int major = 0;
+#if !defined(QUAMBA_EMULATED)
+    int device = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+#endif
+    return major;
+  }
+
 #if defined(QUAMBA_EMULATED)
   explicit OnDevice(const Tensor&) {}
 #else
@@ -103,7 +125,7 @@ class OnDevice {
   }
 
   static cudaStream_t current(int32_t device) {
-#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
+#if QUAMBA_HAS_NATIVE_STREAM
     return static_cast<cudaStream_t>(torch::stable::accelerator::getCurrentStream(device).nativeHandle());
 #else
     void* stream = nullptr;

@@ -128,7 +128,7 @@ Tensor copy_probe(const Tensor& x, int64_t valid, bool early) {
 }
 
 #if defined(QUAMBA_EMULATED)
-// What must not pass unnoticed, by number; see FAULTS of tests/cuda/test_emulation.py.
+// What must not pass unnoticed, by number; see tests/cuda/test_emulation.py.
 __global__ void fault_kernel(int64_t fault, float* out) {
   __shared__ float shared[64];
   const unsigned i = threadIdx.x;
@@ -149,6 +149,10 @@ __global__ void fault_kernel(int64_t fault, float* out) {
     __syncthreads();
     out[i] = __shfl_sync(kAllLanes, static_cast<float>(i), 2);
   }
+  // vectors of which a GPU can read and write none but those at multiples of their size
+  if (fault == 8) out[i] = __ldg(reinterpret_cast<const float2*>(out + 1)).y;
+  if (fault == 9) *reinterpret_cast<float4*>(out + 2) = make_float4(0.0f, 1.0f, 2.0f, 3.0f);
+  if (fault == 10) *reinterpret_cast<uint2*>(out) = *reinterpret_cast<const uint2*>(dynamic_shared<float>() + 1);
 }
 
 Tensor fault_probe(const Tensor& like, int64_t fault, int64_t threads) {

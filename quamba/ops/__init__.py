@@ -26,6 +26,7 @@ for _name, _schema in SCHEMAS.items():
 
 REFERENCE_ONLY = os.environ.get("QUAMBA_REFERENCE") == "1"
 CUDA_BUILT = not REFERENCE_ONLY and find_spec("quamba._C_cuda") is not None  # it loads without a GPU
+INT8_PRODUCTS = ("library", "own")  # cuBLASLt, and the kernel of csrc/cuda
 BUILD_CUDA = "build them with the CUDA toolkit's nvcc on PATH: QUAMBA_CUDA=1 python setup.py build_ext --inplace"
 
 
@@ -75,6 +76,8 @@ def check_device(device: str | torch.device) -> torch.device:
         raise QuambaError("device 'meta' holds no values: use --device cpu")
     if device.type == "cpu":
         cpu_capability()
+    if device.type == "cuda":
+        cuda_int8_product()
     missing = [name for name in SCHEMAS if not has_kernel(name, device.type)]
     if missing and not REFERENCE_ONLY:
         advice = "use --device cpu" + (f", or {BUILD_CUDA}" if device.type == "cuda" else "")
@@ -93,6 +96,32 @@ def cpu_capability() -> str:
         return torch.ops.quamba.cpu_capability()
     except ValueError as error:
         raise QuambaError(f"QUAMBA_CPU_CAPABILITY: {str(error).splitlines()[0]}") from error
+
+
+def cuda_int8_product() -> str:
+    """What multiplies many int8 rows by int8 weights on a GPU: library, own; empty where their sizes decide.
+
+    Raises QuambaError where QUAMBA_CUDA_INT8_PRODUCT names another. Kernels read the variable at every call.
+    """
+    name = os.environ.get("QUAMBA_CUDA_INT8_PRODUCT", "")
+    if name not in ("", *INT8_PRODUCTS):
+        raise QuambaError(f"QUAMBA_CUDA_INT8_PRODUCT must be one of {', '.join(INT8_PRODUCTS)}, got {name!r}")
+    return name
+
+
+@contextmanager
+def force_cuda_int8_product(name: str) -> Iterator[None]:
+    """Have one of INT8_PRODUCTS multiply within the block, as QUAMBA_CUDA_INT8_PRODUCT does for a process."""
+    previous = os.environ.get("QUAMBA_CUDA_INT8_PRODUCT")
+    os.environ["QUAMBA_CUDA_INT8_PRODUCT"] = name
+    try:
+        cuda_int8_product()
+        yield
+    finally:
+        if previous is None:
+            del os.environ["QUAMBA_CUDA_INT8_PRODUCT"]
+        else:
+            os.environ["QUAMBA_CUDA_INT8_PRODUCT"] = previous
 
 
 @contextmanager

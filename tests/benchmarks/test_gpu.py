@@ -13,6 +13,22 @@ def test_a_row_has_every_figure(system):
     assert row["gb_s"] == pytest.approx(row["token_bytes"] / row["tpot_ms"] / 1e6)
 
 
+@pytest.mark.parametrize("system", gpu.FORCED)
+def test_a_product_is_forced_while_its_system_is_measured(system, monkeypatch):
+    time_run, forced = gpu.time_run, []
+
+    def noting(*args):
+        forced.append(gpu.ops.cuda_int8_product())
+        return time_run(*args)
+
+    monkeypatch.setattr(gpu, "time_run", noting)
+    row = gpu.measure(system, gpu.GPU_SHAPES["tiny"], [4], 1, torch.device("cpu"))
+    assert row["system"] == system
+    assert row["tpot_ms"] > 0
+    assert forced == [gpu.FORCED[system]] * 2
+    assert gpu.ops.cuda_int8_product() == ""
+
+
 def test_a_token_reads_all_weights_but_an_embedding_that_is_no_head():
     shape = gpu.GPU_SHAPES["tiny"]
     vocabulary = gpu.VOCAB * shape.hidden

@@ -119,6 +119,13 @@ def test_a_write_beyond_dynamic_shared_memory_is_reported():
         fault(5)
 
 
+@pytest.mark.parametrize("number", [8, 9, 10])
+def test_a_vector_that_lies_between_multiples_of_its_size_is_reported(number):
+    with pytest.raises(RuntimeError, match=r"misaligned address .* at .*\.(cu|h):\d+ \(thread \(0, 0, 0\)"):
+        fault(number)
+    assert torch.equal(fault(6)[::2], torch.tensor([2.0, 34.0]).repeat_interleave(16))  # the next launch works
+
+
 def test_threads_may_end_before_others_meet():
     expected = torch.tensor([2.0, 34.0]).repeat_interleave(16)
     assert torch.equal(fault(6)[::2], expected)
