@@ -24,6 +24,22 @@ from transformers import (
 from quamba import plugins, registry
 
 
+def pytest_addoption(parser) -> None:
+    help = "only the tests of CUDA kernels on this device: cuda, a GPU; cpu, where they are emulated"
+    parser.addoption("--device", choices=["cpu", "cuda"], help=help)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    device = config.getoption("--device")
+    if device is None:
+        return
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no GPU here")
+    there = [item for item in items if hasattr(item, "callspec") and item.callspec.params.get("device") == device]
+    config.hook.pytest_deselected(items=[item for item in items if item not in there])
+    items[:] = there
+
+
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch):
     """What a test registers, and which plug-ins it loads, is forgotten after it."""

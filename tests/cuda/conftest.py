@@ -1,17 +1,23 @@
-"""CUDA kernels against the references, without a GPU: the emulation, which runs their sources thread by thread."""
+"""CUDA kernels against the references: in the emulation, which runs their sources thread by thread, and on a GPU."""
 
 import pytest
 import torch
 
 from quamba.ops import emulated  # noqa: F401  defines torch.ops.quamba_emulated
 
-from .platforms import PLATFORMS, Kernels
+from .platforms import DEVICES, Kernels
 
 
-@pytest.fixture(params=PLATFORMS)
-def kernels(request) -> Kernels:
-    """The kernels, in the emulation and on the GPU where there is one."""
-    return Kernels(request.param)
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    """Where CUDA kernels run: cpu, emulated, and cuda where there is a GPU; see --device in tests/conftest.py."""
+    return request.param
+
+
+@pytest.fixture
+def kernels(device) -> Kernels:
+    """The kernels on that device."""
+    return Kernels(device)
 
 
 @pytest.fixture(autouse=True)

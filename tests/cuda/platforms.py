@@ -1,19 +1,27 @@
-"""Where tests of CUDA kernels run them: in the emulation, and on the GPU too where there is one."""
+"""Where tests of CUDA kernels run them: on the CPU in the emulation, and on the GPU too where there is one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-PLATFORMS = ["emulated", *(["cuda"] if torch.cuda.is_available() else [])]
+from quamba import ops
+from quamba.ops.schemas import SCHEMAS
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Kernels:
-    """`Kernels(platform).NAME(...)` runs an op's CUDA kernel on CPU tensors, whatever the platform."""
+    """`Kernels(device).NAME(...)` runs an op's CUDA kernel there, on tensors that come from the CPU and go back."""
 
-    def __init__(self, platform: str):
-        self.platform = platform
+    def __init__(self, device: str):
+        self.device = device
 
     def __getattr__(self, name: str):
-        if self.platform == "emulated":
+        if self.device == "cpu":
             return getattr(torch.ops.quamba_emulated, name)
 
         def run(*args, **kwargs):
@@ -35,3 +43,23 @@ def _on_gpu(value):
         return value
     storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage()).cuda()
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+
+
+class NoCpuKernels(TorchDispatchMode):
+    """An op that reaches a CPU kernel of ours within it is an error."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.namespace != "quamba", func
+        return func(*args, **kwargs or {})
+
+
+@contextmanager
+def cuda_kernels(device: str) -> Iterator[None]:
+    """Ops of models on that device are the CUDA kernels within the block."""
+    if device == "cuda":  # there they are anyway
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, NoCpuKernels():
+        for name in SCHEMAS:
+            patch.setattr(ops, name, getattr(torch.ops.quamba_emulated, name))
+        yield

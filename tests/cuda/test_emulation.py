@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 probe = torch.ops.quamba_probe
-
-
-@pytest.fixture(params=DEVICES)
-def device(request) -> str:
-    return request.param
 
 
 @pytest.mark.parametrize("blocks, threads", [(1, 1), (3, 33), (2, 256), (1, 1024)])

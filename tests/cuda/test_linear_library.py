@@ -26,7 +26,7 @@ SIZES = [
 
 @pytest.fixture
 def kernels(kernels) -> Kernels:
-    if kernels.platform == "emulated" and "avx512_vnni" not in torch.ops.quamba.cpu_capabilities():
+    if kernels.device == "cpu" and "avx512_vnni" not in torch.ops.quamba.cpu_capabilities():
         pytest.skip("torch's int8 product of CPUs without VNNI saturates")
     return kernels
 
