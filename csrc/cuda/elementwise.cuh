@@ -1,6 +1,8 @@
 // What kernels do to single values beyond quantize.h, as accurate as the CPU's (about 1 ulp) and without fast-math.
 #pragma once
 
+#include <type_traits>
+
 #include "platform.h"
 
 namespace quamba::cuda {
@@ -24,6 +26,15 @@ __device__ __forceinline__ float exp2_or_zero(float x) {
 // What a stored value stands for; floats stand for themselves, and their `scale` is not read.
 __device__ __forceinline__ float dequantized(float x, float) { return x; }
 __device__ __forceinline__ float dequantized(int8_t x, float scale) { return static_cast<float>(x) * scale; }
+__device__ __forceinline__ float4 dequantized(float4 x, float) { return x; }
+__device__ __forceinline__ float4 dequantized(char4 x, float scale) {
+  return make_float4(static_cast<float>(x.x) * scale, static_cast<float>(x.y) * scale,
+                     static_cast<float>(x.z) * scale, static_cast<float>(x.w) * scale);
+}
+
+// Four values side by side.
+template <typename T>
+using VectorOf4 = std::conditional_t<std::is_same_v<T, float>, float4, char4>;
 
 // The value behind `scale`, 1 where there is none.
 __device__ __forceinline__ float scale_at(const float* scale) { return scale ? *scale : 1.0f; }

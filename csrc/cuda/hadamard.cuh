@@ -1,11 +1,11 @@
 // Rows times kron(Sylvester(s), base) / sqrt(n), alone or quantized: a fast Walsh-Hadamard transform in shared memory.
 //
-// Dims: n = s * p values of a row, base [p, p]. A block is a row, which stays in shared memory. The first pass
-// multiplies blocks of p by the base, kFirst blocks to a thread, and does their log2(kFirst) levels of butterflies;
-// every further pass does three or four levels at once in registers (radix 8 or 16).
+// Dims: n = s * p values of a row, base [p, p]. A block is a row, which stays in shared memory (hadamard_rows.cuh). The
+// first pass multiplies blocks of p by the base, kFirst blocks to a thread, and does their log2(kFirst) levels of
+// butterflies; every further pass does three or four levels at once in registers (radix 8 or 16).
 #pragma once
 
-#include "elementwise.cuh"
+#include "hadamard_rows.cuh"
 
 namespace quamba::cuda {
 
@@ -13,35 +13,11 @@ constexpr int kMaxHadamardBase = 32;
 constexpr int kMaxFirst = 16;
 constexpr int kHadamardThreads = 512;  // the most of a block
 
-// In shared memory a row is groups of kFirst * p values, what p threads of the first pass read. So many floats of
-// nothing follow each: neighbouring groups then lie in different banks, and stay aligned.
-QUAMBA_HOST_DEVICE constexpr int hadamard_padding(int first, int p) {
-  return first * p <= 4 ? 0 : p % 4 == 0 ? p : 4;
-}
-
-// Floats of a row and of the base behind it.
+// Floats of shared memory of the base, a multiple of 4, and of it and the row behind it.
+QUAMBA_HOST_DEVICE constexpr int hadamard_base_floats(int p) { return (p * p + 3) / 4 * 4; }
 QUAMBA_HOST_DEVICE constexpr int64_t hadamard_shared_floats(int64_t n, int p, int first) {
-  const int64_t row = n + n / (first * p) * hadamard_padding(first, p);
-  return (row + 3) / 4 * 4 + p * p;
+  return hadamard_base_floats(p) + n + n / (first * p) * hadamard_padding(first, p);
 }
-
-// Where value i of a row lies, for i = first, first + step, ...
-class HadamardWalk {
- public:
-  __device__ __forceinline__ HadamardWalk(int first, int step, int group, int padding)
-      : position(first + first / group * padding), offset_(first % group), group_(group), padding_(padding),
-        step_(step + step / group * padding), step_offset_(step % group) {}
-
-  __device__ __forceinline__ void next() {
-    position += step_, offset_ += step_offset_;
-    if (offset_ >= group_) offset_ -= group_, position += padding_;
-  }
-
-  int position;
-
- private:
-  int offset_, group_, padding_, step_, step_offset_;
-};
 
 // All levels of kRadix values.
 template <int kRadix>
@@ -57,8 +33,6 @@ __device__ __forceinline__ void butterflies(float (&v)[kRadix]) {
     }
   }
 }
-
-__device__ __forceinline__ float4 load_float4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
 // v[first + r] = block r of `blocks` [kBlocks, p] times the column of the base [p, p] that starts at `base`.
 template <int kBlocks, int kFirst>
@@ -101,20 +75,20 @@ template <int kFirst>
 __device__ __forceinline__ void store_run(const float (&v)[kFirst], float* row) {
 #pragma unroll
   for (int r = 0; r < kFirst; r += 4)
-    *reinterpret_cast<float4*>(row + r) = make_float4(v[r], v[r + 1], v[r + 2], v[r + 3]);
+    store_float4(row + r, make_float4(v[r], v[r + 1], v[r + 2], v[r + 3]));
 }
 
-// The first pass, in place. Threads are a multiple of p: those that read the same group do so before any writes it.
+// The first pass, in place, by a multiple of p threads: those that read the same group do so before any writes it.
 template <int kFirst>
 __device__ __forceinline__ void first_pass(float* row, const float* base, int n, int p) {
   constexpr int kAtOnce = kFirst < 8 ? kFirst : 8;  // blocks whose values and sums the registers hold
-  const unsigned threads = static_cast<unsigned>(n / kFirst);
+  const unsigned items = static_cast<unsigned>(n / kFirst), threads = blockDim.x - blockDim.x % p;
   const bool runs = kFirst % 4 == 0 && p == 1;
-  for (unsigned start = 0; start < threads; start += blockDim.x) {
-    const unsigned item = start + threadIdx.x, group = item / p, column = item % p;
+  for (unsigned start = 0; start < items; start += threads) {
+    const unsigned item = threadIdx.x < threads ? start + threadIdx.x : items, group = item / p, column = item % p;
     float* blocks = row + group * (kFirst * p + hadamard_padding(kFirst, p));
     float v[kFirst];
-    if (item < threads) {
+    if (item < items) {
       if constexpr (kFirst % 4 == 0) {
         if (runs) load_run(v, blocks, *base);
       }
@@ -125,7 +99,7 @@ __device__ __forceinline__ void first_pass(float* row, const float* base, int n,
       butterflies(v);
     }
     __syncthreads();
-    if (item >= threads) continue;
+    if (item >= items) continue;
     if constexpr (kFirst % 4 == 0) {
       if (runs) store_run(v, blocks);
     }
@@ -163,7 +137,7 @@ __device__ __forceinline__ float rotated(float x, float norm, const float* multi
 __device__ __forceinline__ void write(float* out, float x, float) { *out = x; }
 __device__ __forceinline__ void write(int8_t* out, float x, float scale) { *out = quantized(x, scale); }
 __device__ __forceinline__ void write_four(float* out, const float (&x)[4], float) {
-  *reinterpret_cast<float4*>(out) = make_float4(x[0], x[1], x[2], x[3]);
+  store_float4(out, make_float4(x[0], x[1], x[2], x[3]));
 }
 __device__ __forceinline__ void write_four(int8_t* out, const float (&x)[4], float scale) {
   uint32_t bytes = 0;
@@ -172,26 +146,19 @@ __device__ __forceinline__ void write_four(int8_t* out, const float (&x)[4], flo
   *reinterpret_cast<uint32_t*>(out) = bytes;
 }
 
-// Block: a multiple of p threads. Grid: rows. Shared: hadamard_shared_floats. radix is 8 or 16, and
-// n = p * kFirst * a power of radix. `whole`: n is a multiple of 4 and x is aligned.
-template <int kFirst, typename Out>
+// Block: whole warps, at least p threads. Grid: rows. Shared: hadamard_shared_floats. radix is 8 or 16, and
+// n = p * kFirst * a power of radix. Rows: PlainRows or GatedRows.
+template <int kFirst, typename Rows, typename Out>
 __global__ void __launch_bounds__(kHadamardThreads)
-    hadamard_kernel(const float* x,           // [rows, n]
+    hadamard_kernel(Rows rows,                // [rows, n]
                     const float* base,        // [p, p]
                     const float* multiplier,  // [n] or null
                     const float* scale,       // one value, for int8 results
                     Out* out,                 // [rows, n]
-                    int n, int p, int radix, bool whole) {
+                    int n, int p, int radix) {
   const int group = kFirst * p, padding = hadamard_padding(kFirst, p);
-  float *row = dynamic_shared<float>(), *of_base = row + hadamard_shared_floats(n, p, kFirst) - p * p;
-  x += blockIdx.x * static_cast<int64_t>(n);
-  out += blockIdx.x * static_cast<int64_t>(n);
-  const int step = whole ? 4 : 1, stride = static_cast<int>(blockDim.x) * step, start = threadIdx.x * step;
-  HadamardWalk at(start, stride, group, padding);
-  for (int i = start; i < n; i += stride, at.next()) {
-    if (whole) *reinterpret_cast<float4*>(row + at.position) = __ldg(reinterpret_cast<const float4*>(x + i));
-    else row[at.position] = __ldg(x + i);
-  }
+  float *of_base = dynamic_shared<float>(), *row = of_base + hadamard_base_floats(p);
+  rows.load(row, n, group, padding);
   for (int i = threadIdx.x; i < p * p; i += blockDim.x) of_base[i] = base[i];
   __syncthreads();
   first_pass<kFirst>(row, of_base, n, p);
@@ -202,8 +169,11 @@ __global__ void __launch_bounds__(kHadamardThreads)
     __syncthreads();
   }
   const float norm = 1.0f / sqrtf(static_cast<float>(n)), s = scale_at(scale);
-  at = HadamardWalk(start, stride, group, padding);
-  for (int i = start; i < n; i += stride, at.next()) {
+  const bool whole = n % 4 == 0;
+  const int values = whole ? 4 : 1, start = threadIdx.x * values, step = static_cast<int>(blockDim.x) * values;
+  out += blockIdx.x * static_cast<int64_t>(n);
+  HadamardWalk at(start, step, group, padding);
+  for (int i = start; i < n; i += step, at.next()) {
     if (whole) {
       const float4 v = load_float4(row + at.position);
       const float result[4] = {rotated(v.x, norm, multiplier, i), rotated(v.y, norm, multiplier, i + 1),

@@ -22,9 +22,7 @@ __device__ __forceinline__ float4 load_state(const int8_t* from, float scale, in
     if (count > 2) bytes.z = from[2];
     if (count > 3) bytes.w = from[3];
   }
-  return make_float4(dequantized(static_cast<int8_t>(bytes.x), scale), dequantized(static_cast<int8_t>(bytes.y), scale),
-                     dequantized(static_cast<int8_t>(bytes.z), scale),
-                     dequantized(static_cast<int8_t>(bytes.w), scale));
+  return dequantized(bytes, scale);
 }
 
 __device__ __forceinline__ void store_state(float* to, float4 h, float, int count, bool vectors) {

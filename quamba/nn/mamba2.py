@@ -263,9 +263,16 @@ class QuantMamba2Mixer(QuantMixer):
         xBC = conv(zero_padding(xBC, attention_mask), conv_in, conv_out, conv_state)
         x, B, C = zero_padding(xBC, attention_mask).split(sizes.conv_parts, dim=-1)  # int8 [B, L, D | G N | G N]
         y = self._scan(x, dt, sizes.grouped(B), sizes.grouped(C), ssm_state)  # float32 [B, L, D]
-        y = ops.gated_rms_norm(y, z, self.z_scale, self.eps, sizes.groups)
-        y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
+        y, y_scale = self._gated_out_proj_input(y, z)  # int8 [B, L, D]
         return self.out_proj(y, y_scale).to(hidden_states.dtype)  # [B, L, H]
+
+    def _gated_out_proj_input(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gated norm of y and z [B, L, D], rotated, and its scale: the static one, [B, L], or None of float."""
+        gated = (y, z, self.z_scale, self.eps, self.sizes.groups)
+        if self.out_scale is None:
+            return self._out_proj_input(ops.gated_rms_norm(*gated))
+        base, multiplier = base_on(self.d_inner, y.device), self.out_proj.input_multiplier
+        return ops.gated_hadamard_quant(*gated, base, self.out_scale, multiplier), self.out_scale
 
     def output_scales(self) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
         """Scales per channel: of in_proj's output [D + X] (z | conv_in | B_in | C_in), the convolution's input, a part

@@ -78,6 +78,11 @@ SCHEMAS = {
     "hadamard": "(Tensor x, Tensor base, Tensor? multiplier=None) -> Tensor",
     # the same, quantized -> int8 [..., n]
     "hadamard_quant": "(Tensor x, Tensor base, Tensor scale, Tensor? multiplier=None) -> Tensor",
+    # gated_rms_norm of y and z, then hadamard_quant -> int8 [..., D]
+    "gated_hadamard_quant": (
+        "(Tensor y, Tensor z, Tensor? z_scale, float eps, int groups, Tensor base, Tensor scale, "
+        "Tensor? multiplier=None) -> Tensor"
+    ),
     # ids int64 [...], weight int8 tiles of [V, H], scale [V] -> float32 [..., H]
     "embedding_int8": "(Tensor ids, Tensor weight, Tensor scale, int hidden) -> Tensor",
     # ids int64 [...], weight uint4 tiles of [V, H], scale float16 and zero uint8 group tiles -> float32 [..., H]
@@ -201,6 +206,7 @@ FAKES = {
     "gated_rms_norm": _like(float32),
     "hadamard": _like(float32),
     "hadamard_quant": _like(int8),
+    "gated_hadamard_quant": _like(int8),
     "embedding_int8": _embedding_int8,
     "embedding_int4": _embedding_int4,
     "mamba1_step": _nothing,

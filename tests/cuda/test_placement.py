@@ -132,6 +132,29 @@ def test_a_quantized_model_stays_on_its_device(build, request, family, variant, 
     assert len(gpu.seen) >= 5  # the composition ran, not the fake of the whole step
 
 
+@pytest.mark.parametrize(
+    ("family", "variant", "launches"),
+    [
+        ("mamba", "w8a8", {"hadamard_quant"}),
+        ("mamba2", "w8a8", {"gated_hadamard_quant"}),
+        ("mamba2", "w8a8 dynamic", {"gated_rms_norm", "hadamard"}),
+        ("mamba2", "w4a16", {"gated_rms_norm", "hadamard"}),
+    ],
+)
+def test_one_launch_stands_between_scan_and_out_proj_where_the_scale_is_static(
+    build, request, family, variant, launches
+):
+    model = quantized(build(family), variant)
+    gpu = request.getfixturevalue("gpu")
+    place_weights(moved(model))
+    _, cache = prefill(model)
+    of_prefill = {name for name in gpu.seen if "gated" in name or "hadamard" in name}
+    gpu.seen.clear()
+    step_of(model)(model.backbone.embeddings(torch.zeros(2, dtype=torch.int64, device=DEVICE)).float(), *states(cache))
+    of_step = {name for name in gpu.seen if "gated" in name or "hadamard" in name}
+    assert of_prefill == of_step == launches
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_float_model_on_our_mixers_stays_on_its_device(build, request, family):
     model = build(family)

@@ -144,6 +144,7 @@ def _arguments() -> dict[str, tuple]:
         ),
         "hadamard": (torch.randn(B, L, 8), base),
         "hadamard_quant": (torch.randn(B, L, 8), base, scale),
+        "gated_hadamard_quant": (torch.randn(B, L, 8), q(B, L, 8), scale, 1e-5, 2, base, scale, torch.ones(8)),
         "mamba1_step": _step_arguments(base),
         "mamba2_step": _mamba2_step_arguments(base),
         "magnitude_histogram": (x, torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64), 500, 3),

@@ -54,8 +54,11 @@ def _step_layer(
     else:
         scales = (layer["conv_out_scale"][: S * P], *taps[3:].split(G))
         y = ops.ssd_scan_int8(*scan, *scales, layer["state_scale"])
-    y = ops.gated_rms_norm(y, z, z_scale, sizes.eps, G)[:, 0]  # [B, D]
-    y, y_scale = rotated(ops, y, base, layer["out_proj.multiplier"], out_scale, sizes.dynamic)
+    gated, multiplier = (y[:, 0], z[:, 0], z_scale, sizes.eps, G), layer["out_proj.multiplier"]
+    if out_scale is None or sizes.dynamic:
+        y, y_scale = rotated(ops, ops.gated_rms_norm(*gated), base, multiplier, out_scale, sizes.dynamic)  # [B, D]
+    else:
+        y, y_scale = ops.gated_hadamard_quant(*gated, base, out_scale, multiplier), out_scale  # [B, D]
     return linear(ops, layer, "out_proj", y, y_scale, sizes.hidden, group_size)  # [B, H]
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ..composed import COMPOSED
 from . import mamba2, shared
-from .mamba2 import gated_rms_norm, ssd_scan, ssd_scan_int8
+from .mamba2 import gated_hadamard_quant, gated_rms_norm, ssd_scan, ssd_scan_int8
 from .shared import (
     causal_conv1d,
     causal_conv1d_int8,
@@ -40,6 +40,7 @@ __all__ = [
     "causal_conv1d_int8",
     "embedding_int4",
     "embedding_int8",
+    "gated_hadamard_quant",
     "gated_rms_norm",
     "hadamard",
     "hadamard_quant",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import numerics
+from .shared import hadamard_quant
 
 
 def ssd_scan(
@@ -72,3 +73,16 @@ def gated_rms_norm(y: Tensor, z: Tensor, z_scale: Tensor | None, eps: float, gro
     gated = y * F.silu(z if z_scale is None else numerics.dequantize(z, z_scale))  # [..., D]
     parts = gated.unflatten(-1, (groups, -1))  # [..., G, D / G]
     return (parts * torch.rsqrt(parts.square().mean(dim=-1, keepdim=True) + eps)).flatten(-2)
+
+
+def gated_hadamard_quant(
+    y: Tensor,
+    z: Tensor,
+    z_scale: Tensor | None,
+    eps: float,
+    groups: int,
+    base: Tensor,
+    scale: Tensor,
+    multiplier: Tensor | None = None,
+) -> Tensor:
+    return hadamard_quant(gated_rms_norm(y, z, z_scale, eps, groups), base, scale, multiplier)
