@@ -30,6 +30,7 @@ namespace quamba::cpu::avx512_amx {
 #include "float_tiles.h"
 #include "ssd_scan.h"
 #include "amx_pairs.h"
+#include "linear_amx_float.h"
 #include "ssd_scan_amx.h"
 
 }  // namespace quamba::cpu::avx512_amx
@@ -38,14 +39,18 @@ namespace quamba::cpu::avx512_amx {
 #pragma clang attribute pop
 #endif
 
-// Everything but the integer products of many rows, and the scan of int8 inputs, is AVX-512 VNNI's.
+// Everything but the products of many rows, and the scan of int8 inputs, is AVX-512 VNNI's.
 const quamba::cpu::Kernels& quamba::cpu::kernels_avx512_amx(bool bf16) {
   static const Kernels table = [bf16] {
     Kernels kernels = kernels_avx512_vnni();
     kernels.name = "avx512_amx";
     kernels.linear_w8a8 = avx512_amx::amx_linear_w8a8;
     kernels.linear_w4a8 = avx512_amx::amx_linear_w4a8;
-    if (bf16) kernels.ssd_scan_int8 = avx512_amx::amx_ssd_scan;
+    if (!bf16) return kernels;
+    kernels.linear_w8a16_tiles = avx512_amx::amx_linear_float<false>;
+    kernels.linear_w4a16_tiles = avx512_amx::amx_linear_float<true>;
+    kernels.split_rows = avx512_amx::amx_split_rows;
+    kernels.ssd_scan_int8 = avx512_amx::amx_ssd_scan;
     return kernels;
   }();
   return table;

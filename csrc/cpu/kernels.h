@@ -109,7 +109,8 @@ struct LinearOutput {
 
 // A linear layer on laid-out rows, with weights in tiles of 16 outputs: see linear_w8.h and linear_w4.h.
 struct LinearArgs {
-  const void* x;       // int8 or float [M, I rounded up to kInputPadding], zeros beyond I; linear_w8a8: prepare_w8a8
+  const void* x;       // int8 or float [M, I rounded up to kInputPadding], zeros beyond I; linear_w8a8: prepare_w8a8;
+                       // float rows in tiles: split_rows
   int64_t x_stride;    // elements from row to row
   const float* x_sums; // [M, G] sum of the activations of each group; null with int8 weights
   int64_t rows;
@@ -117,13 +118,15 @@ struct LinearArgs {
   const void* scale;   // int8 weights: float [O]; uint4: float16 [O / 16, G, 16]
   const uint8_t* zero; // [O / 16, G, 16]; null: int8 weights
   int64_t in, group_size;
-  void* scratch;       // kScratchBlocks blocks of 16 outputs, a byte an input, inputs rounded up to kInputPadding
+  void* scratch;       // kScratchBlocks blocks of 16 outputs, a byte an input, inputs rounded up to kInputPadding;
+                       // float rows in tiles: kPanelWords for 32 inputs
   LinearOutput out;
 };
 
 inline int64_t group_count(const LinearArgs& args) { return (args.in + args.group_size - 1) / args.group_size; }
 
 constexpr int64_t kOutputBlock = 16, kInputPadding = 64, kScratchBlocks = 2;
+constexpr int64_t kSplitWords = 3 * 256, kPanelWords = 2 * 256;  // of 16 float rows and of 32 outputs, for 32 inputs
 constexpr int64_t kMinGroup = 32;  // group sizes are this times a power of two
 constexpr int64_t kMaxConvWidth = 16;
 constexpr int64_t kMaxHadamardBase = 32;
@@ -149,6 +152,11 @@ struct Kernels {
   void (*linear_w8a16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_w4a8)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_w4a16)(const LinearArgs& args, int64_t begin, int64_t end);
+  // the same for many float rows in tiles of bfloat16, see linear_amx_float.h; null without them
+  void (*linear_w8a16_tiles)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_w4a16_tiles)(const LinearArgs& args, int64_t begin, int64_t end);
+  // up to 16 rows [rows, I] as those read them
+  void (*split_rows)(const float* x, int64_t rows, int64_t in, int32_t* to);
   // the weights of a block of 16 outputs as floats [I, 16], rows `stride` apart
   void (*dequantize_w8)(const LinearArgs& args, int64_t block, float* to, int64_t stride);
   void (*dequantize_w4)(const LinearArgs& args, int64_t block, float* to, int64_t stride);

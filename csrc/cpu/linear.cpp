@@ -1,5 +1,5 @@
 // The linear ops, of int8 or uint4 weights and int8 or float inputs: checks and registration. Kernels: linear_w8.h,
-// linear_w4.h, linear_amx.h.
+// linear_w4.h, linear_amx.h, linear_amx_float.h.
 
 #include <torch/library.h>
 
@@ -11,7 +11,8 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// From this many rows on float products go through a panel of dequantized weights and the library's float32 product.
+// From this many rows on float products are those of tiles of bfloat16, or, on a CPU without them, go through a panel
+// of dequantized weights and the library's float32 product.
 constexpr int64_t kManyRows = 16;
 constexpr int64_t kPanelOutputs = 512;
 
@@ -33,6 +34,32 @@ void multiply_dequantized(const at::Tensor& x, const LinearArgs& args, bool int4
   }
 }
 
+// x [M, I] times the weights in tiles of bfloat16, so many rows at a time that what they are split into stays cached.
+void multiply_in_tiles(const at::Tensor& x, const LinearWeights& weights, LinearOutput out, LinearKernel kernel) {
+  constexpr int64_t kCached = 1 << 20, kRows = 16;  // bytes; rows of a tile, which come in pairs
+  const int64_t in = weights.in, steps = (in + kMinGroup - 1) / kMinGroup;
+  const int64_t most_tiles = std::max<int64_t>(4, kCached / (steps * kSplitWords * 4) / 2 * 2);
+  const int64_t all_tiles = (x.size(0) + 2 * kRows - 1) / (2 * kRows) * 2;
+  at::Tensor split = at::empty({std::min(most_tiles, all_tiles), steps * kSplitWords}, at::kInt);
+  int32_t* tiles = split.mutable_data_ptr<int32_t>();
+  for (int64_t first = 0; first < x.size(0); first += most_tiles * kRows) {
+    const int64_t count = std::min(most_tiles * kRows, x.size(0) - first);
+    const float* from = x.const_data_ptr<float>() + first * in;
+    parallel_over_channels((count + 2 * kRows - 1) / (2 * kRows) * 2, kRows * in, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        kernels().split_rows(from + t * kRows * in, std::clamp<int64_t>(count - t * kRows, 0, kRows), in,
+                             tiles + t * steps * kSplitWords);
+    });
+    parallel_over_channels(weights.out, count * in / 2, kScratchBlocks * kOutputBlock, [&](int64_t begin, int64_t end) {
+      at::Tensor panel = at::empty({steps * kPanelWords}, at::kInt);
+      kernel({tiles, 0, nullptr, count, weights.weight, weights.scale, weights.zero, in, weights.group_size,
+              panel.mutable_data_ptr(), out},
+             begin, end);
+    });
+    out.to = static_cast<float*>(out.to) + count * out.stride;
+  }
+}
+
 template <typename T>
 at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale, const OptionalTensor& zero,
                const OptionalTensor& x_scale, const OptionalTensor& bias, const OptionalTensor& out_scale,
@@ -45,6 +72,11 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
   const at::Tensor rows = x.contiguous().view({-1, in});
   const int64_t count = rows.size(0);
   if (std::is_same_v<T, float> && count >= kManyRows) {
+    const LinearKernel in_tiles = weights.int4() ? kernels().linear_w4a16_tiles : kernels().linear_w8a16_tiles;
+    if (in_tiles) {
+      multiply_in_tiles(rows, weights, result.args, in_tiles);
+      return result.tensor;
+    }
     LinearArgs args = LinearRows<float>(0, in).args(weights, 0, result.args, nullptr);
     at::Tensor out = result.tensor.view({-1, out_features});
     multiply_dequantized(rows, args, weights.int4(), out_features, bias, out);

@@ -1,4 +1,5 @@
-"""float rows times int8 weights: few rows by a kernel, many through dequantized panels."""
+"""float rows times int8 weights: few rows by a kernel, many in tiles of bfloat16 or, without them,
+through dequantized panels."""
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from quamba.ops import reference
 from .conftest import random_int8
 from .weights import random_int8_weight
 
-# rows either side of where dequantized panels take over, outputs of more than one panel
+# rows either side of where the product of many takes over, outputs of more than one panel, rows of more than one chunk
 SIZES = [
     (1, 1, 1),
     (1, 768, 80),
@@ -19,6 +20,7 @@ SIZES = [
     (16, 100, 33),
     (17, 129, 600),
     (151, 130, 33),
+    (100, 5000, 20),
 ]
 
 
