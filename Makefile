@@ -1,5 +1,5 @@
 # make demo: set up, build, quantize the embedded checkpoint.  make test: set up, build, run the tests.
-# make bench: speed and memory beside transformers and llama.cpp, 40 to 50 minutes; once before that, half an hour more
+# make bench: speed and memory beside transformers and llama.cpp, an hour and more; once before that, half an hour more
 # to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
 # make cuda-check: compile the CUDA kernels with nvcc, no GPU needed; registers and spills in build/cuda-check.log.
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.

@@ -1,6 +1,6 @@
 """Speed and memory of quamba, transformers and llama.cpp in one interleaved run, beside the floors of the machine.
 
-    python -m benchmarks.speed                                  # all of it, 40 to 50 minutes on two cores
+    python -m benchmarks.speed                                  # all of it, an hour and more on two cores
     python -m benchmarks.speed --quick                          # 130m, two prompts, 3 rounds: a few minutes
     python -m benchmarks.speed --shapes 370m --systems w4a8,Q4_0 --resume
     python -m benchmarks.speed --table [--readme README.md]     # only the table of what was measured
