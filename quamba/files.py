@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     An error in the block, or an interruption, leaves the old file, or none, never half of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    name = path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777  # less the umask, which is every thread's: asking for it would set it
     os.close(handle)
     try:
-        yield Path(name)
-        _fsync(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
+        yield name
+        _fsync(name)
+        os.chmod(name, mode)  # a writer may have put a file of its own there
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -63,9 +66,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -84,6 +84,15 @@ def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path):
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_writing_never_touches_the_umask_of_other_threads(tmp_path, monkeypatch):
+    (tmp_path / "usual").write_text("")
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("os.umask is the whole process"))
+    with replace_atomically(tmp_path / "ours") as temporary:
+        temporary.unlink()  # as safetensors' writer does, whose own file is for its user alone
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
     require_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
