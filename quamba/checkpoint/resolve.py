@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
+from ..borders import one_line
 from ..errors import QuambaError
 
 logger = logging.getLogger(__name__)
@@ -115,12 +116,6 @@ def read_config(path: Path) -> dict:
 def download(hub_id: str, patterns: list[str]) -> Path:
     """The cached folder of a hub repository's top-level files that match `patterns`; raises one of HUB_ERRORS."""
     return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*"]))
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _download_model(hub_id: str) -> Path:

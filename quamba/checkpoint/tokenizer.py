@@ -4,8 +4,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..borders import foreign, one_line
 from ..errors import QuambaError
-from .resolve import HUB_ERRORS, Checkpoint, download, local_folders, one_line
+from .resolve import HUB_ERRORS, Checkpoint, download, local_folders
 
 STATE_SPACES_TOKENIZER = "EleutherAI/gpt-neox-20b"
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -39,7 +40,5 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
+    with foreign(f"the tokenizer in {folder} cannot be read"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot parse
-        raise QuambaError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
