@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,12 +27,14 @@ from .data import (
 )
 from .errors import QuambaError
 from .files import write_text_atomically
+from .positions import check_positions, max_positions
 from .tap_watch import Calibrator, TapResult
 from .transforms.clusters import ChannelOrder
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+SEQLEN = "the length of a calibration sequence (--calib_seqlen)"  # in messages
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ def _cached_windows(text: CalibrationText, tokenizer) -> Tensor:
 
 
 def default_text(model: nn.Module) -> CalibrationText:
-    """The calibration text of a model for which the user names none: quick and offline for an embedded one."""
+    """The calibration text of a model for which the user names none: quick and offline for an embedded one, and no
+    longer at a time than the model has positions."""
     path = Path(model.config.name_or_path)
     embedded = embedded_model_dir(path.name)
     if embedded is None or embedded.resolve() != path.resolve():
-        return CalibrationText()
+        text, positions = CalibrationText(), max_positions(model.config)
+        return text if positions is None else replace(text, seqlen=min(text.seqlen, positions))
     return CalibrationText.of(EMBEDDED_MODELS[path.name])
 
 
@@ -219,7 +223,10 @@ def check_windows(windows: Tensor, vocab_size: int) -> None:
 def read_windows(
     calibration: CalibrationText | Tensor | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Tensor, CalibrationText | None]:
-    """(token ids int64 [count, seqlen], the text they are from or None where they were given)."""
+    """(token ids int64 [count, seqlen], the text they are from or None where they were given).
+
+    Raises QuambaError for windows that are no token ids of this model, or longer than it has positions.
+    """
     if isinstance(calibration, Tensor):
         windows, text = calibration, None
     else:
@@ -227,8 +234,10 @@ def read_windows(
         if not isinstance(text, CalibrationText):
             kinds = "a CalibrationText, a CalibrationResult or a tensor of token ids"
             raise QuambaError(f"calibration must be {kinds}, not {calibration!r}")
+        check_positions(model.config, text.seqlen, SEQLEN)
         windows = text.windows(tokenizer)
     check_windows(windows, model.config.vocab_size)
+    check_positions(model.config, windows.shape[1], SEQLEN)
     return windows, text
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoder import Decoder
 from .errors import QuambaError
+from .positions import check_positions
 from .sampling import SamplingOptions, choose
 from .text_stream import IncrementalText, StopStrings
 
@@ -79,13 +80,16 @@ def generate_text(
 
     The pieces are whole characters, without special tokens and without a stop string. `sampling` None: greedily.
     A float model's mixers are replaced, see `Decoder`. Raises QuambaError for a prompt, a stop string or a number that
-    cannot be used, and for a model that has no decoder; from the run itself where logits are no numbers.
+    cannot be used, for more tokens than the model has positions, and for a model that has no decoder; from the run
+    itself where logits are no numbers.
     """
     if max_new_tokens < 1:
         raise QuambaError(f"max_new_tokens {max_new_tokens}: at least 1")
     sampling = sampling or SamplingOptions()
     stops, decoder = StopStrings(stop), Decoder(model)
     prompt_ids = encode_prompt(tokenizer, prompt)
+    length = len(prompt_ids) + max_new_tokens
+    check_positions(model.config, length, "the prompt's length plus max_new_tokens (--max_new_tokens)")
     end_ids = end_of_sequence_ids(model, tokenizer)
     text = IncrementalText(tokenizer, prompt_ids)
     return _run(decoder, prompt_ids, end_ids, max_new_tokens, sampling, text, stops)

@@ -19,6 +19,7 @@ from ..errors import QuambaError
 from ..evaluate.log import environment
 from ..files import require_writable, write_output
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
+from ..positions import check_positions
 from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
 from .arguments import positive_int, seed
 
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
             subject.peak = _peak_in_own_process(args, subject.name)
     for subject in subjects:
         model, _ = load_checkpoint(subject.checkpoint)
+        check_positions(model.config, args.prompt_len + args.gen_len, "--prompt_len plus --gen_len")
         recipe = recipe_of(model)
         subject.label, subject.decoder = recipe.name if recipe else "float", Decoder(model)
     report = _measure(args, figures, subjects)

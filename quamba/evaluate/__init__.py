@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ..checkpoint import recipe_of
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
+from ..positions import check_positions, max_positions
 from ..scheme import FLOAT_STATE_BITS
 from ..text_sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
-from .perplexity import PerplexityResult, perplexity
+from .perplexity import SEQLEN, PerplexityResult, perplexity
 from .stepwise import stepwise_perplexity
 
 __all__ = [
@@ -80,20 +81,23 @@ def evaluate(
 ) -> EvaluationResult:
     """The perplexity of a model on texts (names or files as in `data.load_text`, test splits) and its lm-eval metrics.
 
-    `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others;
+    `ppl_seqlen`: tokens of a perplexity window, by default 512 on the embedded text and 2048 on others, or as many as
+    the model has positions if those are fewer;
     `max_windows`: only the first windows; `by_token`: they are decoded token by token, which shows what the cached
     states of a Mamba cost (a model that keeps them in 8 bits is always read so); `data_dir`: a folder or file that
     stands in for the hub, for every text that it can stand in for; `num_fewshot`, `limit`, `include_path`, `seed`: as
     in `lm_eval.run_tasks`.
-    Raises QuambaError for unknown texts and tasks, for what cannot be reached, and for a `data_dir` that lacks a text
-    or stands in for none.
+    Raises QuambaError for unknown texts and tasks, for what cannot be reached, for a `data_dir` that lacks a text or
+    stands in for none, and for windows longer than the model has positions.
     """
+    if ppl_datasets and ppl_seqlen:
+        check_positions(model.config, ppl_seqlen, SEQLEN)
     check_data_dir(data_dir, *ppl_datasets)
     # all of them first: a text that cannot be read is told before the others are measured
     texts = {dataset: load_text(dataset, "test", data_dir_for(data_dir, dataset)) for dataset in ppl_datasets}
     result = EvaluationResult()
     for dataset, documents in texts.items():
-        seqlen = ppl_seqlen or (EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN)
+        seqlen = ppl_seqlen or _default_seqlen(dataset, model)
         result.text_sha256[str(dataset)] = text_sha256(documents)
         windows = evaluation_windows(documents, tokenizer, seqlen)
         measure = stepwise_perplexity if by_token or _has_integer_states(model) else perplexity
@@ -106,6 +110,12 @@ def evaluate(
             model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path, seed
         )
     return result
+
+
+def _default_seqlen(dataset: str | Path, model) -> int:
+    """Tokens of a perplexity window of that text where the user gives no number."""
+    seqlen = EMBEDDED_PPL_SEQLEN if dataset == EMBEDDED_TEXT else PPL_SEQLEN
+    return min(seqlen, max_positions(model.config) or seqlen)
 
 
 def _has_integer_states(model) -> bool:

@@ -14,8 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import QuambaError
+from ..positions import check_positions
 
 MAX_LOGITS = 2**28  # elements of one forward pass's logits: 1 GiB in float32
+SEQLEN = "the length of a perplexity window (--ppl_seqlen)"  # in messages
 NLL_CHUNK = 2**24  # logits elements that are turned to float32 log-probabilities at a time
 
 
@@ -52,7 +54,8 @@ def perplexity(
 
     `windows`: int64 [n] each, n >= 2, of any lengths; `max_windows`: only the first ones. The batch size changes the
     speed, not the result (beyond float accumulation): windows of different lengths never share a batch, so nothing is
-    padded. Log-probabilities are float32, sums float64. Raises QuambaError for too few windows or too short ones.
+    padded. Log-probabilities are float32, sums float64. Raises QuambaError for too few windows, for too short ones, and
+    for ones longer than the model has positions.
     """
     windows = list(windows[:max_windows])
     check_windows(windows)
@@ -72,10 +75,11 @@ def window_perplexity(
     """exp of the mean nll of the predicted tokens of every window, which is read alone; see `perplexity`.
 
     `description`: what stands before the progress bar. Raises QuambaError for no window, for one that predicts nothing,
-    and for a batch size below 1.
+    for one longer than the model has positions, and for a batch size below 1.
     """
     if not windows or min(window.predicted for window in windows) < 1:
         raise QuambaError("perplexity needs at least one window, and a predicted token in each")
+    check_positions(model.config, max(len(window.tokens) for window in windows), SEQLEN)
     window_nll: list[float] = []
     with tqdm(total=len(windows), desc=description, unit="window", disable=not progress) as bar:
         for tokens, predicted_from in equal_batches(windows, batch_size, model.config.vocab_size):

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..decoder import Decoder
-from .perplexity import PerplexityResult, Window, check_windows, equal_batches, perplexity_of
+from ..positions import check_positions
+from .perplexity import SEQLEN, PerplexityResult, Window, check_windows, equal_batches, perplexity_of
 
 
 @torch.inference_mode()
@@ -31,6 +32,7 @@ def stepwise_perplexity(
     """
     windows = list(windows[:max_windows])
     check_windows(windows)
+    check_positions(model.config, max(len(window) for window in windows), SEQLEN)
     decoder, window_nll = Decoder(model), []
     with tqdm(total=len(windows), desc="perplexity, by token", unit="window", disable=not progress) as bar:
         for tokens, _ in equal_batches([Window(window) for window in windows], batch_size, model.config.vocab_size):

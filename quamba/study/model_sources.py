@@ -12,6 +12,7 @@ from ..checkpoint import METHOD, Checkpoint, load_checkpoint, load_tokenizer, re
 from ..checkpoint.load_float import quiet_transformers, read_model_config
 from ..checkpoint.state_spaces import convert_config
 from ..errors import QuambaError
+from ..positions import max_positions
 from .result_log import distinct_labels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,7 +44,7 @@ class ModelSource:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence that the model was made for, None where nothing limits it (Mamba)."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return max_positions(self.config)
 
 
 def saved_dtype(checkpoint: Checkpoint) -> torch.dtype | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, MambaForCausalLM
+from transformers import AutoTokenizer, MambaForCausalLM, PreTrainedConfig
 
 from quamba.data import embedded_model_dir, evaluation_windows, load_text
 from quamba.errors import QuambaError
@@ -22,7 +22,7 @@ class FixedModel:
 
     def __init__(self, logits):
         self.logits = torch.tensor(logits)
-        self.config = SimpleNamespace(vocab_size=len(logits))
+        self.config = PreTrainedConfig(vocab_size=len(logits))
         self.batch_shapes = []
 
     def __call__(self, input_ids, use_cache):
