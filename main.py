@@ -9,7 +9,6 @@ if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from quamba.checkpoint import (
     save_dequantized,
 )
 from quamba.commands import hybrid_options, run_texts
+from quamba.commands.failures import exit_status
 from quamba.commands.weight_options import given_weight_options, weight_method
 from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
@@ -322,22 +322,12 @@ def weights_line(weights: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for a mistake in the options or the files, 130 when interrupted."""
+    """The exit status: see `quamba.commands.failures.exit_status`."""
     parser = utils.build_parser()
     args = parser.parse_args(argv)
     utils.set_up_logging(args.verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        run(args, parser)
-    except quamba.QuambaError as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"main.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("main.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(parser.prog, lambda: run(args, parser), args.verbose)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in
 import argparse
 import logging
 import sys
-import traceback
 
 from .commands import compare, compare_logs, diagnose, generate, observers, profile
-from .errors import QuambaError
+from .commands.failures import exit_status
 
 COMMANDS = (generate, profile, observers, compare, diagnose, compare_logs)
 
@@ -39,22 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for a mistake in the options or the files, 130 when interrupted."""
+    """The exit status: see `failures.exit_status`."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("quamba").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        args.run(args)
-    except QuambaError as error:
-        if args.verbose:
-            traceback.print_exc()
-        sys.stderr.write(f"quamba {args.command}: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"quamba {args.command}: interrupted\n")
-        return 130
-    return 0
+    return exit_status(f"quamba {args.command}", lambda: args.run(args), args.verbose)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def describe(error: BaseException) -> str:
     return text if text == name else f"{name}: {text}"
 
 
+def described_with_line(error: BaseException) -> str:
+    """Return `describe`, and the file and line that raised the exception: of code that the user can look into."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{describe(error)} ({frame.filename}, line {frame.lineno})"
+
+
 def one_line(error: BaseException) -> str:
     """Return what an exception says, on one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__

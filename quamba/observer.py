@@ -18,7 +18,7 @@ from torch import Tensor
 from . import numerics
 from .errors import QuambaError
 from .histogram import MANTISSA_BITS, Distribution, MagnitudeHistogram, SignedDistribution, SignedHistogram
-from .observer_base import Observer, create_observer, observer_names, register_observer
+from .observer_base import Observer, create_observer, observer_names, register_observer, try_observer
 from .quantile import exact_quantiles
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "create_observer",
     "observer_names",
     "register_observer",
+    "try_observer",
 ]
 
 logger = logging.getLogger(__name__)

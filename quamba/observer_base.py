@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from . import numerics
+from .borders import described_with_line
 from .errors import QuambaError
 from .registry import Registry
+
+SHOWN = 60  # characters of a wrong value in a message
 
 
 class Observer(abc.ABC):
@@ -87,12 +90,16 @@ class Observer(abc.ABC):
     def get_quantization_parameters(self) -> tuple[Tensor, Tensor]:
         """(scale, base), both float32, of one shape: [] per tensor, [groups] or [channels] for the grouped ones.
 
-        base is 0 where symmetric, else the zero point. Raises QuambaError before the first update.
+        base is 0 where symmetric, else the zero point. Raises QuambaError before the first update, and for a class
+        whose `_parameters` gives something else.
         """
         if self.count == 0:
             raise QuambaError(f"{self}: has seen no data: call update(x) before get_quantization_parameters()")
-        scale, base = self._parameters()
-        return scale.to(torch.float32), base.to(torch.float32)
+        found = self._parameters()
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise QuambaError(f"{self}: _parameters() must return (scale, base), two tensors, not {_shown(found)}")
+        scale, base = (part.detach().to(torch.float32) for part in found)
+        return scale, base
 
     def settings(self) -> dict:
         """The constructor's arguments by name, read from the attributes of the same names."""
@@ -130,6 +137,20 @@ class Observer(abc.ABC):
     @abc.abstractmethod
     def _parameters(self) -> tuple[Tensor, Tensor]:
         """(scale, base) of the statistic; `range_parameters` makes them of a range."""
+
+
+def _shown(value: object) -> str:
+    """What a value is, in a few words."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"a {type(value).__name__}"
+
+
+def require_usable(scale: Tensor, base: Tensor, what: str) -> None:
+    """Raises QuambaError, beginning with `what`, for scales that are not positive and finite, and bases unlike them."""
+    if scale.shape != base.shape:
+        raise QuambaError(f"{what}: scale and base have the shapes {tuple(scale.shape)} and {tuple(base.shape)}")
+    if not bool((torch.isfinite(scale) & (scale > 0) & torch.isfinite(base)).all()):
+        raise QuambaError(f"{what}: gave the scale {scale.tolist()} and base {base.tolist()}: no integers have those")
 
 
 def finite_extremes(x: Tensor, what: str) -> tuple[float, float]:
@@ -178,4 +199,31 @@ def create_observer(name: str, /, **kwargs) -> Observer:
     missing = [key for key, p in accepted.items() if p.default is p.empty and key not in kwargs]
     if missing:
         raise QuambaError(f"observer {name!r} needs the argument {', '.join(missing)}")
-    return cls(**kwargs)
+    observer = cls(**kwargs)
+    if not hasattr(observer, "maximum"):
+        raise QuambaError(f"observer {name!r}: its __init__ must call super().__init__(n_bits, clip_ratio, sym)")
+    return observer
+
+
+def try_observer(name: str, /, **kwargs) -> None:
+    """Runs an observer that is not this package's own on a few values, as calibration would for hours.
+
+    Raises QuambaError where it cannot be made, updated or merged, or gives no scale.
+    """
+    if _observers.get(name).__module__.split(".")[0] == __name__.split(".")[0]:
+        return
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(2, 4, 8, generator=generator) for _ in range(2))
+    try:
+        observer, other = (create_observer(name, **kwargs) for _ in range(2))
+        observer.update(first)
+        other.update(second)
+        observer.merge(other)
+        scale, base = observer.get_quantization_parameters()
+        require_usable(scale, base, str(observer))
+        if kwargs and hasattr(observer, "settings"):
+            observer.settings()
+    except QuambaError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise QuambaError(f"observer {name!r} fails on a trial of 64 values: {described_with_line(error)}") from error

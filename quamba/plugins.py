@@ -4,11 +4,13 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 import zlib
 from pathlib import Path
 from types import ModuleType
 
 from . import registry
+from .borders import describe
 from .errors import QuambaError
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,34 @@ def load_plugin(path: str | Path) -> ModuleType:
     sys.modules[name] = module  # so that its classes can be pickled
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:  # also sys.exit and an interruption
         del sys.modules[name]
         registry.restore(registered)
         _loaded.clear()
         _loaded.update(loaded)
-        raise QuambaError(f"plug-in {str(path)!r} failed: {type(error).__name__}: {error}") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise QuambaError(f"plug-in {str(path)!r} failed{_line(error, path)}: {_described(error)}") from error
     _loaded[path] = module
     added = [f"{kind} {', '.join(names)}" for kind, names in registry.added_since(registered).items()]
     logger.info("plug-in %s registered: %s", path, "; ".join(added) or "nothing")
     return module
+
+
+def plugin_file(filename: str) -> Path | None:
+    """The plug-in that a frame's file name is that of, None where it is none."""
+    path = Path(filename)
+    return path if path in _loaded else None
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """` in line 3`, the last of the plug-in's own lines that an error went through; "" where none did."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _described(error: BaseException) -> str:
+    """What an error says, on one line."""
+    if isinstance(error, SystemExit):
+        return f"it ended the program (exit status {error.code}), which a plug-in must not"
+    return describe(error)

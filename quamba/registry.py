@@ -1,10 +1,12 @@
 """Names of what users may add to, such as observers and rounding rules: a registry for each kind of thing."""
 
+import re
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from .errors import QuambaError
 
+NAME = re.compile(r"[\w.-]+")  # commas, colons and = separate names in options
 Thing = TypeVar("Thing")  # a class or a function
 
 
@@ -19,8 +21,10 @@ class Registry(Generic[Thing]):
     def add(self, name: str, thing: Thing) -> None:
         """Makes `thing` known as `name`. The same one defined again, by module and qualified name, replaces itself.
 
-        Raises QuambaError where the name is taken by another.
+        Raises QuambaError for a name that no option could carry, and where it is taken by another.
         """
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise QuambaError(f"the {self.kind} name {name!r} is not made of letters, digits, '_', '-' and '.'")
         known = self._things.get(name)
         if known is not None and _origin(known) != _origin(thing):
             raise QuambaError(f"the {self.kind} name {name!r} is taken by {_origin(known)}")

@@ -6,7 +6,7 @@ from .architectures import BLOCK_TAPS
 from .convert import HEAD_TAP
 from .errors import QuambaError
 from .nn.taps import PER_TOKEN_TAPS, STATE_TAP
-from .observer import Observer, create_observer, observer_names
+from .observer import Observer, create_observer, observer_names, try_observer
 
 EVERY_TAP = (*BLOCK_TAPS, STATE_TAP, HEAD_TAP)
 DYNAMIC_TAPS = (*PER_TOKEN_TAPS, HEAD_TAP)
@@ -104,3 +104,4 @@ def check_observer_options(observers: Mapping[str, str], options: Mapping[str, M
         raise QuambaError(f"options for observer {unused[0]!r}, which no tap uses: the taps use {', '.join(used)}")
     for name in used:
         create_tap_observer(name, n_bits, options.get(name, {}))
+        try_observer(name, n_bits=n_bits, **options.get(name, {}))

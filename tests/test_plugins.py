@@ -101,13 +101,16 @@ def test_a_plug_in_that_is_no_python_file(tmp_path, path):
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("def broken(:", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", r"it ended the program \(exit status 3\), which a plug-in must not"),
+        ("register_observer('a,b')(Mine)", "QuambaError: the observer name 'a,b' is not made of letters"),
+        ("register_observer(3)(Mine)", "QuambaError: the observer name 3 is not made of letters"),
         ("register_observer('mse')(Mine)", "QuambaError: the observer name 'mse' is taken by quamba.observer.PerT"),
     ],
 )
 def test_a_plug_in_that_fails_is_named_and_leaves_nothing_registered(tmp_path, built_in, source, message):
     plugin = tmp_path / "broken.py"
     plugin.write_text(BOTH + source)
-    with pytest.raises(QuambaError, match=rf"plug-in '.*broken\.py' failed: {message}"):
+    with pytest.raises(QuambaError, match=rf"plug-in '.*broken\.py' failed( in line \d+)?: {message}"):
         load_plugin(plugin)
     assert (observer_names(), rounding_names()) == built_in
 

@@ -6,7 +6,7 @@ from ..errors import QuambaError
 from ..scheme import FLOAT
 from ..weights.gptq import GptqOptions
 from ..weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
-from ..weights.rounding import FlipOptions, rounding_names
+from ..weights.rounding import FlipOptions, rounding_names, try_rounding
 from .arguments import positive_int
 from .hybrid_options import lowest_bits
 
@@ -108,6 +108,7 @@ def weight_method(args: argparse.Namespace, bits: int | None = None) -> WeightMe
         seed=args.seed,
         **chosen,
     )
+    try_rounding(found.rounding, found.flips)
     if not found.calibrated and (names := sorted(given & {"layer_batch_size", "no_sequential", "resume"})):
         raise QuambaError(f"--{names[0]} does nothing with weights rounded to nearest: name a --weight_method")
     return found

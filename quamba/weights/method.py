@@ -16,7 +16,7 @@ from .gptq import GptqOptions, gptq
 from .grid import Grid
 from .head import head_chunks
 from .rounded import RoundedWeight
-from .rounding import FlipOptions, FlipStatistics, get_rounding
+from .rounding import FlipOptions, FlipStatistics, apply_rounding, get_rounding
 from .state import RoundingState
 from .statistics import InputStatistics
 
@@ -149,7 +149,7 @@ def _round(
         state = grid.nearest(target)
     if method.rounding == NEAREST:
         return state, None
-    return get_rounding(method.rounding)(state, statistics, method.flips)
+    return apply_rounding(method.rounding, state, statistics, method.flips)
 
 
 def _rounded(state: RoundingState, scales: Tensor | None) -> RoundedWeight:

@@ -19,9 +19,11 @@ from .rounding_base import (
     FlipStatistics,
     InputMoments,
     RoundingRule,
+    apply_rounding,
     get_rounding,
     register_rounding,
     rounding_names,
+    try_rounding,
 )
 from .state import RoundingState
 
@@ -31,6 +33,7 @@ __all__ = [
     "FlipStatistics",
     "InputMoments",
     "RoundingRule",
+    "apply_rounding",
     "flip_by_hessian",
     "flip_by_mean",
     "get_rounding",
@@ -39,6 +42,7 @@ __all__ = [
     "register_rounding",
     "round_to_nearest",
     "rounding_names",
+    "try_rounding",
 ]
 
 CHUNK_BYTES = 2**28  # rows are taken in chunks whose temporaries fill about this much

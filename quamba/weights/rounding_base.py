@@ -13,7 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..borders import described_with_line
 from ..errors import QuambaError
+from ..numerics import integer_range, quantize
 from ..registry import Registry
 from .knee import OutlierMask, outlier_mask_fixed, outlier_mask_knee, share_of
 from .state import RoundingState
@@ -21,6 +23,7 @@ from .state import RoundingState
 logger = logging.getLogger(__name__)
 
 PERCENTILES = (0, 50, 90, 99, 100)
+TRIAL_BITS = 8
 MASKS_MOST = 0.5  # a mask of more channels than this is more likely a misunderstanding than a wish
 
 
@@ -169,3 +172,57 @@ def rounding_names() -> list[str]:
 def get_rounding(name: str) -> RoundingRule:
     """The rounding rule of that name. Raises QuambaError on an unknown one, listing the known ones."""
     return _rules.get(name)
+
+
+def apply_rounding(
+    name: str, state: RoundingState, statistics: InputMoments, options: FlipOptions
+) -> tuple[RoundingState, FlipStatistics]:
+    """What the rule of that name makes of a state. Raises QuambaError where that is no state of the same weight."""
+    found = get_rounding(name)(state, statistics, options)
+    what = f"rounding rule {name!r}"
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], RoundingState)):
+        raise QuambaError(f"{what} must return (RoundingState, FlipStatistics), not {type(found).__name__}")
+    rounded, flips = found
+    if not isinstance(flips, FlipStatistics):
+        raise QuambaError(f"{what} gave {type(flips).__name__} in place of FlipStatistics: see FlipStatistics.of")
+    for field in ("integers", "scale", "zero"):
+        given, expected = getattr(rounded, field), getattr(state, field)
+        if not isinstance(given, Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
+            shape = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise QuambaError(f"{what} gave {field} of {shape}, not {expected.dtype} {list(expected.shape)}")
+    integers = rounded.integers
+    if not bool(((integers.frac() == 0) & (integers >= state.low) & (integers <= state.high)).all()):
+        raise QuambaError(f"{what} gave integers that are not whole numbers from {state.low} to {state.high}")
+    if not bool((rounded.scale.isfinite() & (rounded.scale > 0) & rounded.zero.isfinite()).all()):
+        raise QuambaError(f"{what} gave scales that are not positive and finite, or zero points that are not finite")
+    return rounded, flips
+
+
+class _TrialMoments:
+    """Moments of a few made-up inputs [n, I]."""
+
+    def __init__(self, inputs: Tensor):
+        self.mean, self.second = inputs.mean(dim=0), inputs.T @ inputs / len(inputs)
+
+
+def try_rounding(name: str, options: FlipOptions = DEFAULT_OPTIONS) -> None:
+    """Runs a rule that is not this package's own on a small weight, as a run would after an hour of calibration.
+
+    Raises QuambaError where it fails, or gives no rounded weight.
+    """
+    if getattr(get_rounding(name), "__module__", "").split(".")[0] == __name__.split(".")[0]:
+        return
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 16, generator=generator)
+    scale, zero = torch.full((4, 1), 0.25), torch.zeros(4, 1)
+    low, high = integer_range(TRIAL_BITS)
+    integers = quantize(weight, scale, bits=TRIAL_BITS).float()
+    state = RoundingState(weight, integers, scale, zero, group_size=16, low=low, high=high)
+    try:
+        apply_rounding(name, state, _TrialMoments(torch.randn(32, 16, generator=generator)), options)
+    except QuambaError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise QuambaError(
+            f"rounding rule {name!r} fails on a trial of a weight [4, 16]: {described_with_line(error)}"
+        ) from error
