@@ -29,6 +29,7 @@ from .errors import QuambaError
 from .files import write_text_atomically
 from .positions import check_positions, max_positions
 from .tap_watch import Calibrator, TapResult
+from .token_cache import tokenizer_sha256
 from .transforms.clusters import ChannelOrder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class CalibrationText:
 
     def windows(self, tokenizer) -> Tensor:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
-        return _cached_windows(self, tokenizer)
+        described = tokenizer_sha256(tokenizer)  # a tokenizer may be changed, and one that cannot be told is not kept
+        found = _cached_windows if described else _cached_windows.__wrapped__
+        return found(self, tokenizer, described).clone()  # what a caller does with its windows stays with the caller
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
@@ -78,7 +81,7 @@ class CalibrationText:
 
 
 @lru_cache(maxsize=2)  # main.py reads both texts before anything slow runs, quantize reads them again
-def _cached_windows(text: CalibrationText, tokenizer) -> Tensor:
+def _cached_windows(text: CalibrationText, tokenizer, _described: str | None) -> Tensor:
     documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
     if text.dataset == PLAIN_WIKITEXT:
         return first_windows(documents, tokenizer, text.seqlen, text.data_num)

@@ -13,6 +13,7 @@ from .layer_stack import decoder_layers, final_norm
 from .mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.linear import WeightOnlyLinear
+from .nn.module import FIRST_USE
 from .nn.norm import FinalNorm, PassThroughNorm
 from .nn.taps import STATE_TAP, static_taps
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
@@ -110,9 +111,10 @@ def is_supported(model: nn.Module) -> bool:
 def install_float_mixers(model: nn.Module) -> None:
     """Replaces every transformers mixer by ours, sharing the parameters; a model that has them already is unchanged."""
     mixer_class = check_architecture(model).float_mixer
-    for slot in mamba_slots(model):
-        if not isinstance(slot.mixer, mixer_class):
-            slot.mixer = mixer_class(slot.mixer)
+    with FIRST_USE:
+        for slot in mamba_slots(model):
+            if not isinstance(slot.mixer, mixer_class):
+                slot.mixer = mixer_class(slot.mixer)
 
 
 def tap_modules(model: nn.Module, head: bool, states: bool = False) -> dict[str, nn.Module]:

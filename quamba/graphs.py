@@ -15,7 +15,7 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]  #
 def capture_cuda(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """Records the launches of `step` without running them: the tensor that it returns, and what runs them again."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may launch and allocate meanwhile
         result = step()
     return result, graph.replay
 

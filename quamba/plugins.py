@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import traceback
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from .errors import QuambaError
 logger = logging.getLogger(__name__)
 
 _loaded: dict[Path, ModuleType] = {}
+_loading = threading.RLock()  # one at a time: what a file registered that then fails is found by comparison
 
 
 def load_plugin(path: str | Path) -> ModuleType:
@@ -25,8 +27,11 @@ def load_plugin(path: str | Path) -> ModuleType:
     registered.
     """
     path = Path(os.path.expanduser(path)).resolve()
-    if path in _loaded:
-        return _loaded[path]
+    with _loading:
+        return _loaded[path] if path in _loaded else _load(path)
+
+
+def _load(path: Path) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         raise QuambaError(f"plug-in {str(path)!r} is not a Python file: give the path of an existing .py file")
     name = f"quamba_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a stem

@@ -1,6 +1,7 @@
 """Load a float model and its tokenizer, from a transformers checkpoint or an original state-spaces one."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ from .tokenizer import load_tokenizer
 from .weight_files import check_weight_file, weight_files
 
 logger = logging.getLogger(__name__)
+
+TRANSFORMERS = threading.RLock()  # held by the thread that loads or saves
 
 ORIGINAL_CLASSES = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM}
 
@@ -126,13 +129,17 @@ def _state_tying(model: PreTrainedModel) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' bars and its report on loading: what is wrong is raised instead."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Hold back transformers' bars and its report on loading: what is wrong is raised instead.
+
+    These settings, and torch's default dtype, which transformers sets to load, are the process's: one thread at a time.
+    """
+    with TRANSFORMERS:
+        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()

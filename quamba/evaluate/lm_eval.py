@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from numbers import Number
@@ -28,6 +29,7 @@ from ..errors import QuambaError
 logger = logging.getLogger(__name__)
 
 TASKS_DIR = ASSETS / "tasks"
+_running = threading.Lock()  # lm-eval seeds the generators, and we redirect the output, of the whole process
 STDERR_RESAMPLES = 1000  # for metrics without a closed form; lm-eval's default of 100,000 takes longer than the model
 
 
@@ -76,7 +78,7 @@ def run_tasks(
     """
     names = list(dict.fromkeys(tasks))
     manager = check_tasks(names, include_path)
-    with _quiet(), contextlib.redirect_stdout(sys.stderr):  # lm-eval prints notes; stdout belongs to the caller
+    with _running, _quiet(), contextlib.redirect_stdout(sys.stderr):  # it prints notes; stdout belongs to the caller
         results = simple_evaluate(
             model=QuambaLM(model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,

@@ -12,7 +12,7 @@ import mmap
 import torch
 from torch import Tensor, nn
 
-from .module import QuantModule
+from .module import FIRST_USE, QuantModule
 from .weight import QuantWeight
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,14 @@ SMALL = 4 << 10  # scalars and short scales stay where they are
 def place_weights(model: nn.Module) -> None:
     """Tiles the weights of a quantized CPU model (`QuantWeight.tile`) and moves them into one mapping on huge pages.
 
-    Values and names stay. Without huge pages to ask the system for, weights are tiled where they lie.
+    Values and names stay. Without huge pages to ask the system for, weights are tiled where they lie. Several threads
+    may place one model, and others run it meanwhile: one of them does it, and a tensor is replaced, never changed.
     """
+    with FIRST_USE:
+        _place(model)
+
+
+def _place(model: nn.Module) -> None:
     modules = [module for module in model.modules() if isinstance(module, QuantModule)]
     for module in modules:
         if isinstance(module, QuantWeight):
@@ -56,8 +62,9 @@ def _leave_files(model: nn.Module, placed: set[int]) -> None:
     """
     copies: dict[int, Tensor] = {}  # what modules share stays shared
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.clone()
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                module._parameters[name] = copies.setdefault(id(tensor), _copied(tensor))
         for name, tensor in module._buffers.items():
             if tensor is not None and id(tensor) not in placed:
                 module._buffers[name] = copies.setdefault(id(tensor), tensor.detach().clone())
@@ -65,6 +72,10 @@ def _leave_files(model: nn.Module, placed: set[int]) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc keeps what the rows and their tiles took, against later allocations
         libc.malloc_trim(0)
+
+
+def _copied(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
 def _huge_pages(size: int) -> mmap.mmap | None:

@@ -10,7 +10,7 @@ from .. import numerics, ops
 from ..ops import layout
 from ..scheme import TensorSpec
 from ..weights.rounded import RoundedWeight
-from .module import QuantModule
+from .module import FIRST_USE, QuantModule
 
 # the op by (whether the weights have groups, whether the input is int8, whether the result is)
 PRODUCTS = {
@@ -28,7 +28,8 @@ class QuantWeight(QuantModule):
 
     8 bits: weight int8 [O, I], weight_scale float32 [O]. 4 and 3 bits: weight uint8 [O, ceil(I / 2)], two integers a
     byte, weight_scale float16 and weight_zero uint8 [O, G], G = ceil(I / group_size). So they are made, saved
-    and loaded; the first product replaces them by the tiles that kernels read (ops/layout.py), of the same values.
+    and loaded; the first product replaces them by the tiles that kernels read (ops/layout.py), of the same values,
+    all at once: several threads may compute the first product, or save the rows meanwhile.
     """
 
     tiled = False
@@ -53,6 +54,7 @@ class QuantWeight(QuantModule):
 
     def round_to_nearest(self, weight: Tensor) -> None:
         """Fills the buffers with the integers nearest to `weight`, float [O, I]."""
+        self.tiled = False
         weight, bits, group_size = weight.detach(), self.spec.bits, self.group_size
         if group_size is None:
             self.weight_scale = numerics.per_channel_scale(weight, bits)  # [O]
@@ -64,49 +66,64 @@ class QuantWeight(QuantModule):
 
     def take(self, rounded: RoundedWeight) -> None:
         """Fills the buffers with integers that are chosen already, in this weight's format."""
+        rows = self.rows()
+        self.tiled = False
         integers = rounded.integers  # [O, I]
         self.weight = integers.clone() if self.group_size is None else numerics.pack_uint4(integers)
-        self.weight_scale = rounded.scale.reshape(self.weight_scale.shape).to(self.weight_scale.dtype)
+        self.weight_scale = rounded.scale.reshape(rows["weight_scale"].shape).to(self.weight_scale.dtype)
         if self.weight_zero is not None:
-            self.weight_zero = rounded.zero.reshape(self.weight_zero.shape).to(torch.uint8)
+            self.weight_zero = rounded.zero.reshape(rows["weight_zero"].shape).to(torch.uint8)
 
     def tile(self) -> None:
-        """Lays the buffers out as kernels read them; again does nothing."""
+        """Lays the buffers out as kernels read them, once: a thread that comes meanwhile waits for the tiles."""
         if self.tiled:
             return
-        with torch.inference_mode(False):  # whoever runs the first product: the buffers are to stay ordinary tensors
+        # whoever runs the first product: the buffers are to stay ordinary tensors
+        with FIRST_USE, torch.inference_mode(False):
+            if self.tiled:
+                return
             if self.group_size is None:
-                self.weight = layout.tile_int8(self.weight)
+                tiles = {"weight": layout.tile_int8(self.weight)}
             else:
-                self.weight = layout.tile_uint4(self.weight)
-                self.weight_scale = layout.tile_groups(self.weight_scale)
-                self.weight_zero = layout.tile_groups(self.weight_zero)
-        self.tiled = True
+                tiles = {"weight": layout.tile_uint4(self.weight)}
+                tiles |= {name: layout.tile_groups(getattr(self, name)) for name in ("weight_scale", "weight_zero")}
+            for name, tensor in tiles.items():
+                setattr(self, name, tensor)
+            self.tiled = True  # last: who sees it finds all of them
 
     def rows(self) -> dict[str, Tensor]:
         """The buffers as files hold them, by name."""
-        tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "weight_zero")}
-        if self.tiled:
+        with FIRST_USE:
+            tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "weight_zero")}
+            tiled = self.tiled
+        if tiled:
             sizes = (self.out_features, self.in_features)
             if self.group_size is None:
-                tensors["weight"] = layout.untile_int8(self.weight, *sizes)
+                tensors["weight"] = layout.untile_int8(tensors["weight"], *sizes)
             else:
-                tensors["weight"] = layout.untile_uint4(self.weight, *sizes)
-                tensors["weight_scale"] = layout.untile_groups(self.weight_scale, self.out_features)
-                tensors["weight_zero"] = layout.untile_groups(self.weight_zero, self.out_features)
+                tensors["weight"] = layout.untile_uint4(tensors["weight"], *sizes)
+                for name in ("weight_scale", "weight_zero"):
+                    tensors[name] = layout.untile_groups(tensors[name], self.out_features)
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.tiled:
-            destination.update({prefix + name: tensor for name, tensor in self.rows().items()})
+        with FIRST_USE:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            if self.tiled:
+                destination.update({prefix + name: tensor for name, tensor in self.rows().items()})
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        if self.tiled and prefix + "weight" in state_dict:  # what is loaded is rows, and tiled at its first use
-            for name, tensor in self.rows().items():
-                setattr(self, name, tensor)
-            self.tiled = False
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        with FIRST_USE:
+            if self.tiled and prefix + "weight" in state_dict:  # what is loaded is rows, and tiled at its first use
+                for name, tensor in self.rows().items():
+                    setattr(self, name, tensor)
+                self.tiled = False
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self):
+        """What a copy or a pickle is made of: rows or tiles, never some of each."""
+        with FIRST_USE:
+            return {**self.__dict__, "_buffers": dict(self._buffers)}
 
     def dequantized(self) -> Tensor:
         """The values that the integers stand for, float32 [O, I]."""

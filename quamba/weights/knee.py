@@ -4,10 +4,10 @@ Dims: I in features.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,8 +74,7 @@ def find_knee(curve: Tensor) -> int | None:
     """
     from kneed import KneeLocator  # only where a knee is looked for: it takes a while to import
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it divides 0 by 0 on a flat curve: the knee is then None
+    with np.errstate(divide="ignore", invalid="ignore"):  # it divides 0 by 0 on a flat curve: the knee is then None
         knee = KneeLocator(range(len(curve)), curve.cpu().numpy(), curve="convex", direction="decreasing").knee
     return int(knee) if knee else None  # it calls the start of a curve that bends the other way a knee, too
 
