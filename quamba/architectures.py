@@ -12,8 +12,8 @@ from .mamba_slots import hybrid_of, mamba_slots
 from .nn.mamba1 import TAPS as MAMBA1_TAPS
 from .nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
 from .nn.mamba1_step import Mamba1Step
+from .nn.mamba2 import SCAN_CHUNK, Mamba2Mixer, Mamba2Sizes, QuantMamba2Mixer
 from .nn.mamba2 import TAPS as MAMBA2_TAPS
-from .nn.mamba2 import Mamba2Mixer, Mamba2Sizes, QuantMamba2Mixer
 from .nn.mamba2_step import Mamba2Step
 from .nn.mixer import QuantMixer
 from .ops.schemas import MAX_CONV_WIDTH
@@ -40,6 +40,7 @@ class Architecture:
     step: Callable
     integer_states: bool = False  # whether its SSM states may be int8
     prefill_rows: int = 256  # see Decoder
+    scan_chunk: int = 1  # tokens: pieces that end at its multiples give the states that one piece gives, bit for bit
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raises QuambaError unless there are kernels for the sizes and the activation of such a model."""
@@ -73,6 +74,7 @@ ARCHITECTURES = {
         step=Mamba2Step.create,
         integer_states=True,
         prefill_rows=512,  # a tenth faster than 256 at the shape of mamba2-130m
+        scan_chunk=SCAN_CHUNK,
     ),
 }
 # every tap that some mixer has

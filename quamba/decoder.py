@@ -44,7 +44,7 @@ class Decoder:
                 self._blocks = architecture.step(mixers, model.backbone.norm_f, model.lm_head)
         else:
             install_float_mixers(model)
-        self.model, self.prefill_rows = model, architecture.prefill_rows
+        self.model, self.prefill_rows, self._scan_chunk = model, architecture.prefill_rows, architecture.scan_chunk
         self.reset()
 
     def reset(self) -> None:
@@ -98,19 +98,24 @@ class Decoder:
         """int64 [B, L] -> float32 logits [B, V], a chunk of tokens after the other."""
         if hybrid_of(self.model):
             return self._forward_hybrid(input_ids)
-        for chunk in input_ids.split(max(1, self.prefill_rows // len(input_ids)), dim=1):
+        for chunk in self._chunks(input_ids):
             output = self.model.backbone(chunk, cache_params=self._cache, use_cache=True)
         return self._logits(output.last_hidden_state[:, -1])
 
     def _forward_hybrid(self, input_ids: Tensor) -> Tensor:
         """The same through the whole model, which knows what becomes of its hidden states and its logits."""
-        for chunk in input_ids.split(max(1, self.prefill_rows // len(input_ids)), dim=1):
+        for chunk in self._chunks(input_ids):
             end = self._length + chunk.shape[1]
             positions = torch.arange(self._length, end, device=chunk.device)[None]  # [1, L]
             states = {"past_key_values": self._cache, "use_cache": True}
             logits = self.model(chunk, position_ids=positions, logits_to_keep=1, **states).logits  # [B, 1, V]
             self._length = end
         return logits[:, -1].float()
+
+    def _chunks(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """int64 [B, L] in parts of `prefill_rows` tokens of all sequences, or a little fewer, which change nothing."""
+        length = max(1, self.prefill_rows // len(input_ids))
+        return input_ids.split(length - length % self._scan_chunk or length, dim=1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The final norm's output [B, H] of the last position -> float32 logits [B, V]."""

@@ -22,11 +22,19 @@ from transformers import (
 )
 
 from quamba import plugins, registry
+from tests import blas_noise
 
 
 def pytest_addoption(parser) -> None:
     help = "only the tests of CUDA kernels on this device: cuda, a GPU; cpu, where they are emulated"
     parser.addoption("--device", choices=["cpu", "cuda"], help=help)
+    help = "torch's float products with other last bits for every shape: finds what one machine's BLAS grants"
+    parser.addoption("--perturb-blas", action="store_true", help=help)
+
+
+def pytest_configure(config) -> None:
+    if config.getoption("--perturb-blas"):
+        blas_noise.install()
 
 
 def pytest_collection_modifyitems(config, items) -> None:

@@ -8,6 +8,7 @@ import quamba
 from quamba import QuambaError
 from quamba.decoder import Decoder
 from quamba.nn.embedding import QuantHead
+from quamba.nn.mamba2 import SCAN_CHUNK
 
 
 def quantized(model):
@@ -53,17 +54,26 @@ def test_a_prompt_may_come_in_parts_of_any_length(model, tokens, cuts):
     assert_same(logits, expected, model)
 
 
-def test_a_long_prompt_is_read_in_chunks_that_change_nothing(tiny_mamba):
-    """Of two sequences, so that a chunk is half as many tokens; 13 is no multiple of it."""
-    model, tokens = quantized(tiny_mamba()), torch.randint(0, 60, (2, 13))
-    expected = Decoder(model).prefill(tokens)
-    chunks = []
-    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: chunks.append(tuple(inputs[0].shape)))
+@pytest.mark.parametrize(
+    ("family", "length", "rows", "chunks"),
+    [("tiny_mamba", 13, 10, [5, 5, 3]), ("tiny_mamba2", 220, 400, [192, 28]), ("tiny_mamba2", 13, 10, [5, 5, 3])],
+)
+def test_a_long_prompt_is_read_in_chunks_that_change_nothing(request, family, length, rows, chunks):
+    """Of two sequences, so that a chunk is half as many tokens; in Mamba2 a whole number of its scan's chunks."""
+    model, tokens = quantized(request.getfixturevalue(family)()), torch.randint(0, 60, (2, length))
     decoder = Decoder(model)
-    decoder.prefill_rows = 10
-    assert torch.equal(decoder.prefill(tokens), expected)
+    decoder.prefill_rows = 2 * length
+    expected, read = decoder.prefill(tokens), []
+    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    decoder = Decoder(model)
+    decoder.prefill_rows = rows
+    actual = decoder.prefill(tokens)
     hook.remove()
-    assert chunks == [(2, 5), (2, 5), (2, 3)]
+    assert read == [(2, chunk) for chunk in chunks]
+    if family == "tiny_mamba2" and rows < 2 * SCAN_CHUNK:
+        assert_same(actual, expected, model)  # parts of less than such a chunk
+    else:
+        assert torch.equal(actual, expected)
 
 
 def test_only_the_last_position_goes_through_the_head(model, tokens):

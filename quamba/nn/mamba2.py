@@ -28,6 +28,7 @@ from .taps import STATE_TAP, static_taps
 # convolution's inputs (x, B, C), conv + SiLU's outputs (x, B, C), out_proj's input. dt stays float.
 CONV_INPUTS, CONV_OUTPUTS = ("conv_in", "B_in", "C_in"), ("x", "B", "C")
 TAPS = ("in", "z", *CONV_INPUTS, *CONV_OUTPUTS, "out")
+SCAN_CHUNK = 96  # tokens: what the scan sums at once with AMX, and twice what it does without (csrc/cpu/kernels.h)
 WATCHED_STRIDE = 64  # tokens from state to state, where somebody watches the states
 
 

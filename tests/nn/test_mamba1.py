@@ -1,12 +1,7 @@
-"""The mixers: the float one equals transformers', the quantized one is the same in one piece, chunks and steps.
-
-With int8 activations the same bit for bit; with float ones up to the order in which a product's terms are added, which
-may depend on the number of rows: TOLERANCE.
-"""
+"""The mixers: the float one equals transformers', the quantized one is near it; in pieces: test_sequences.py."""
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from quamba import numerics, ops
 from quamba.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
@@ -18,7 +13,6 @@ from quamba.rewrites import transform
 from quamba.scheme import QuantizationRecipe, get_scheme
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"tie_word_embeddings": False}]
 
 
@@ -32,21 +26,6 @@ def quantized_model(tiny_mamba, variant="w8a8", **options):
     """A tiny model quantized with min-max observers."""
     arguments = {"observer": "all=minmax"} if calibrates(variant) else {}
     return quantize_variant(tiny_mamba(**options), variant, **arguments)
-
-
-@pytest.fixture(params=["float", *VARIANTS])
-def build(request, tiny_mamba):
-    """Builds a model of a kind; `exact` says whether its pieces must agree bit for bit."""
-    if request.param == "float":
-        return lambda **options: (float_model(tiny_mamba, **options), False)
-    return lambda **options: (quantized_model(tiny_mamba, request.param, **options), calibrates(request.param))
-
-
-def assert_same(actual, expected, exact: bool) -> None:
-    if exact:
-        assert torch.equal(actual, expected)
-    else:
-        torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -85,45 +64,6 @@ def test_kernels_and_references_agree(tiny_mamba, tokens, monkeypatch, variant, 
         monkeypatch.setattr(ops, name, getattr(reference, name))
     error = (model(tokens).logits - expected).norm() / expected.norm()
     assert error < (1e-2 if calibrates(variant) else 1e-5)
-
-
-@pytest.mark.parametrize("cuts", [[13], [1] * 13, [6, 7], [1, 11, 1], [3, 1, 1, 8]], ids=str)
-@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
-@torch.inference_mode()
-def test_prefill_chunks_and_single_steps_agree(build, tokens, cuts, options):
-    """Logits and states; transformers' own mixer forgets the SSM state between chunks."""
-    model, exact = build(**options)
-    whole = model(tokens, use_cache=True)
-    cache, pieces = DynamicCache(config=model.config), []
-    for chunk in tokens.split(cuts, dim=1):
-        pieces.append(model(chunk, cache_params=cache, use_cache=True).logits)
-    assert_same(torch.cat(pieces, dim=1), whole.logits, exact)
-    for layer, expected in zip(cache.layers, whole.cache_params.layers, strict=True):
-        assert_same(layer.conv_states[0], expected.conv_states[0], exact)
-        assert_same(layer.recurrent_states[0], expected.recurrent_states[0], exact)
-
-
-@pytest.mark.parametrize("options", [{}, {"use_bias": True}], ids=str)
-@torch.inference_mode()
-def test_a_left_padded_row_has_the_logits_it_has_alone(build, tokens, options):
-    model, exact = build(**options)
-    padded = torch.cat([torch.zeros(2, 4, dtype=torch.int64), tokens], dim=1)
-    mask = torch.ones_like(padded)
-    mask[:, :4] = 0
-    alone = model(tokens, use_cache=True)
-    together = model(padded, attention_mask=mask, use_cache=True)
-    assert_same(together.logits[:, 4:], alone.logits, exact)
-    following = torch.tensor([[7], [9]])
-    after_alone = model(following, cache_params=alone.cache_params, use_cache=True).logits
-    after_padded = model(following, cache_params=together.cache_params, use_cache=True).logits
-    assert_same(after_padded, after_alone, exact)
-
-
-@torch.inference_mode()
-def test_rows_of_a_batch_do_not_see_each_other(build, tokens):
-    model, exact = build()
-    whole = model(tokens).logits
-    assert_same(torch.cat([model(row[None]).logits for row in tokens]), whole, exact)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

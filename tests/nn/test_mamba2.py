@@ -1,8 +1,4 @@
-"""The quantized Mamba2 mixer: what its integers mean, and that prefill, pieces and single steps agree.
-
-The scan sums a chunk's tokens in another order than single steps do, so pieces agree to a tolerance only: an int8
-activation that lies between two integers may fall to either.
-"""
+"""The quantized Mamba2 mixer: what its integers mean; in pieces: test_sequences.py."""
 
 import pytest
 import torch
@@ -151,9 +147,6 @@ def test_the_quantized_model_is_close_to_the_float_one(tiny_mamba2, tokens, vari
     assert 0 < relative_error(actual, expected) < (0.06 if variant.startswith("w8") else 0.3)
 
 
-# --- pieces, padding, batches ---
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("options", [{}, {"use_bias": True, "hidden_size": 96}], ids=str)
 @torch.inference_mode()
@@ -163,46 +156,6 @@ def test_kernels_and_references_agree(tiny_mamba2, tokens, monkeypatch, variant,
     for name in ops.SCHEMAS:
         monkeypatch.setattr(ops, name, getattr(reference, name))
     assert_near(model(tokens).logits, expected, variant)
-
-
-@pytest.mark.parametrize("cuts", [[13], [1] * 13, [6, 7], [1, 11, 1], [3, 1, 1, 8]], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.inference_mode()
-def test_prefill_pieces_and_single_steps_agree(tiny_mamba2, tokens, variant, options, cuts):
-    model = quantized_model(tiny_mamba2, variant, **options)
-    whole = model(tokens, use_cache=True)
-    logits, cache = continued(model, tokens, cuts)
-    assert_near(logits, whole.logits, variant)
-    for layer, expected in zip(cache.layers, whole.cache_params.layers, strict=True):
-        assert layer.conv_states[0].dtype == (torch.int8 if calibrates(variant) else torch.float32)
-        assert layer.recurrent_states[0].dtype == torch.float32
-        assert_near(layer.conv_states[0], expected.conv_states[0], variant)
-        assert_near(layer.recurrent_states[0], expected.recurrent_states[0], variant)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
-@torch.inference_mode()
-def test_a_left_padded_row_has_the_logits_it_has_alone(tiny_mamba2, tokens, variant, options):
-    model = quantized_model(tiny_mamba2, variant, **options)
-    padded = torch.cat([torch.full((2, 4), 7), tokens], dim=1)
-    mask = torch.ones_like(padded)
-    mask[:, :4] = 0
-    alone, together = model(tokens, use_cache=True), model(padded, attention_mask=mask, use_cache=True)
-    assert_near(together.logits[:, 4:], alone.logits, variant)
-    more = torch.tensor([[7], [9]])
-    after_alone, after_padded = (
-        model(more, cache_params=output.cache_params, use_cache=True).logits for output in (alone, together)
-    )
-    assert_near(after_padded, after_alone, variant)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.inference_mode()
-def test_rows_of_a_batch_do_not_see_each_other(tiny_mamba2, tokens, variant):
-    model = quantized_model(tiny_mamba2, variant)
-    assert_near(torch.cat([model(row[None]).logits for row in tokens]), model(tokens).logits, variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
