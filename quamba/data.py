@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import QuambaError
+from .text_files import read_local
 from .text_sources import (
     EMBEDDED_TEXT,
     HUB_TEXTS,
@@ -24,7 +25,6 @@ from .text_sources import (
     WIKITEXT,
     find_data_files,
     plain_text,
-    read_local,
     read_rows,
     running_text,
     split_articles,
@@ -87,11 +87,12 @@ def load_text(
     """The documents of a text, in order, without blank ones.
 
     `name_or_file`: `stdlib` (embedded); wikitext2, wikitext2-simple, c4, pile or lambada (from the hub, through
-    `datasets`); else a file (`.jsonl`: a document in the "text" field of each row; any other: one document, UTF-8) or a
-    folder of `.txt` and `.jsonl` files in the order of their names. `split`: "calibration" or "test"; a local file has
-    only itself. `data_dir`: a folder or file to read a named text from instead of the hub, see
-    `text_sources.find_data_files`. wikitext2 is one running text, or, with `articles`, a document for each of its
-    articles; wikitext2-simple is its lines that are not blank, joined by newlines, in one document.
+    `datasets`); else a file (`.jsonl`, `.json`, `.parquet`: a document a row, see `text_files`; else one document,
+    UTF-8; `.gz` and `.zst` are unpacked), a folder of such files in the order of their names, or what `save_to_disk` of
+    `datasets` wrote. `split`: "calibration" or "test"; a local file has only itself. `data_dir`: a folder or file to
+    read a named text from instead of the hub, see `text_sources.find_data_files`. wikitext2 is one running text, or,
+    with `articles`, a document for each of its articles; wikitext2-simple is its lines that are not blank, joined by
+    newlines, in one document.
     Raises QuambaError for unknown names, unreadable or empty text, an unreachable hub, and a `data_dir` that lacks the
     text or goes with one that no folder can stand in for.
     """
@@ -109,7 +110,7 @@ def load_text(
             raise QuambaError(
                 f"unknown text {str(name_or_file)!r}: neither a file or folder here nor one of {', '.join(TEXT_NAMES)}"
             )
-        documents = read_local(path)
+        documents = read_local(path, split)
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise QuambaError(f"the text {str(name_or_file)!r} holds nothing but blanks")

@@ -5,19 +5,15 @@ A text is rows at first, as the hub keeps it. Rows of WikiText are the lines of 
 Dims: none, a text is strings here.
 """
 
-import gzip
 import hashlib
-import io
-import json
 import logging
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from .errors import QuambaError
+from .text_files import ROW_SUFFIXES, read_rows_file, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +56,6 @@ HUB_TEXTS = {
 }
 
 LINE_FILES = ("{part}.txt", "wiki.{part}.raw", "wiki.{part}.tokens", "wiki.{part}.txt")
-ROW_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".json", ".jsonl") for packed in ("", ".gz", ".zst"))
 UNNAMED = ""  # the part of a file whose name tells none
 
 
@@ -70,7 +65,7 @@ class FolderText:
 
     folders: tuple[str, ...]
     parts: dict[str, tuple[str, ...]]  # split -> the parts that serve it, the most wanted first
-    lines: bool = False  # plain text whose lines are the rows, in one file; else JSON rows, in any number of files
+    lines: bool = False  # plain text whose lines are the rows, in one file; else rows, in any number of files
 
     def files(self, place: Path, part: str) -> list[Path]:
         """The files of one folder that are this part of the text."""
@@ -116,74 +111,6 @@ def text_sha256(documents: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """A file as UTF-8 text. Raises QuambaError where it is none or cannot be read."""
-    try:
-        return path.read_text("utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise QuambaError(f"cannot read {path} as UTF-8 text: {error}") from error
-
-
-def read_json_rows(path: Path, limit: int | None = None) -> list[str]:
-    """The "text" fields of the first `limit` rows of a file of JSON objects, one a line; `.gz` and `.zst` are unpacked.
-
-    Nothing behind the last of those rows is read. Raises QuambaError where the file is not such a one, with the line.
-    """
-    documents: list[str] = []
-    try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if len(documents) == limit:
-                    break
-                if line.strip():
-                    documents.append(_text_field(line, f"{path}, line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, *_zstd_errors(path)) as error:
-        raise QuambaError(f"cannot read {path} as UTF-8 text: {error}") from error
-    return documents
-
-
-def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":  # several frames in a row, and large windows, are usual in dumps of crawls
-        import zstandard
-
-        unpacked = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(
-            path.open("rb"), read_across_frames=True
-        )
-        return io.TextIOWrapper(unpacked, encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _zstd_errors(path: Path) -> tuple[type[Exception], ...]:
-    """What unpacking the file may raise beside the errors of files."""
-    if path.suffix != ".zst":
-        return ()
-    import zstandard
-
-    return (zstandard.ZstdError,)
-
-
-def _text_field(line: str, place: str) -> str:
-    try:
-        document = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        document = None
-    if not isinstance(document, str):
-        raise QuambaError(f'{place}: expected a JSON object with a string in its field "text"')
-    return document
-
-
-def read_local(path: Path) -> list[str]:
-    """The documents of a file or folder of the user's own, see `data.load_text`. Raises QuambaError."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".jsonl"))
-        if not files:
-            raise QuambaError(f"the folder {path} has no .txt and no .jsonl file to read text from")
-        return [document for file in files for document in read_local(file)]
-    return read_json_rows(path) if path.suffix == ".jsonl" else [read_text(path)]
-
-
 def read_rows(name: str, split: str, data_dir: str | Path | None = None) -> list[str]:
     """The rows of a named text: from `data_dir` where one is given, else from the hub. Raises QuambaError.
 
@@ -199,7 +126,7 @@ def read_rows(name: str, split: str, data_dir: str | Path | None = None) -> list
         return [f"{line}\n" if line.strip() else "" for line in lines]
     rows: list[str] = []
     for file in files:
-        rows += read_json_rows(file, None if source.rows is None else source.rows - len(rows))
+        rows += read_rows_file(file, None if source.rows is None else source.rows - len(rows))
         if len(rows) == source.rows:
             logger.info("%s: using the first %d rows", name, source.rows)
             break
@@ -257,7 +184,7 @@ def find_data_files(name: str, split: str, data_dir: str | Path) -> list[Path]:
     """The files that hold a split of a named text: `data_dir` itself, or files in it, or in its folder of that name.
 
     WikiText is one file, `train.txt`, `wiki.train.raw` or the like; calibration takes train, else valid, never test.
-    c4 and pile are JSON rows in files of the suffixes `ROW_SUFFIXES`; what their names tell decides the split.
+    c4 and pile are JSON or Parquet rows in files of `ROW_SUFFIXES`; what their names tell decides the split.
     Raises QuambaError for a text that no folder can stand in for, and where nothing is found.
     """
     check_data_dir(data_dir, name)
@@ -283,7 +210,7 @@ def _check_single_file(name: str, split: str, file: Path) -> None:
     source, part = FOLDER_TEXTS[name], file_part(file)
     if not source.lines and not file.name.endswith(ROW_SUFFIXES):
         raise QuambaError(
-            f"--data_dir {file} is no file of JSON rows ({', '.join(ROW_SUFFIXES)}), in which {name} is kept: name "
+            f"--data_dir {file} is no file of rows ({', '.join(ROW_SUFFIXES)}), in which {name} is kept: name "
             "the file in place of the text instead"
         )
     if part and part not in source.parts[split]:

@@ -17,7 +17,7 @@ LAYERS = [
     ["ops"],
     ["weights"],
     ["quantile", "histogram", "observer_base", "observer", "grouped_observer", "nn", "activations"],
-    ["data", "text_sources", "token_cache", "transforms", "layer_stack", "mamba_slots"],
+    ["data", "text_files", "text_sources", "token_cache", "transforms", "layer_stack", "mamba_slots"],
     ["architectures", "rewrites"],
     ["weight_sites", "weight_resume"],
     ["convert"],

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import zstandard
 
-from quamba import text_sources
+from quamba import text_files, text_sources
 from quamba.data import load_text
 from quamba.errors import QuambaError
 
@@ -146,7 +146,7 @@ def test_the_data_may_be_a_single_file(wikitext):
 
 
 @pytest.mark.parametrize("name", ["c4", "pile"])
-@pytest.mark.parametrize("suffix", text_sources.ROW_SUFFIXES)
+@pytest.mark.parametrize("suffix", text_files.JSON_SUFFIXES)
 def test_json_rows_are_read_packed_and_unpacked(tmp_path, no_hub, name, suffix):
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(suffix).suffix, bytes)
     (tmp_path / f"a{suffix}").write_bytes(pack(json_rows("one\u2028", " ")) + pack(json_rows("two")))  # two frames
@@ -264,7 +264,7 @@ def test_a_folder_that_does_not_exist_or_holds_nothing_is_named(tmp_path):
 
 def test_a_single_file_of_another_form_is_refused(tmp_path):
     (tmp_path / "x.txt").write_text("words")
-    with pytest.raises(QuambaError, match=r"x\.txt is no file of JSON rows .* in which pile is kept"):
+    with pytest.raises(QuambaError, match=r"x\.txt is no file of rows .* in which pile is kept"):
         load_text("pile", data_dir=tmp_path / "x.txt")
 
 

@@ -120,7 +120,7 @@ def download(hub_id: str, patterns: list[str]) -> Path:
 
 def _download_model(hub_id: str) -> Path:
     """Fetch a model: its safetensors, or the older pytorch_model.bin where it has none."""
-    path = download(hub_id, ["*.json", "*.txt", "*.model", "*.safetensors"])
+    path = download(hub_id, ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.safetensors"])
     if not any(path.glob("*.safetensors")):
         path = download(hub_id, ["pytorch_model*.bin"])
     return path
