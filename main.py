@@ -8,6 +8,7 @@ if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,14 +156,16 @@ def quantize_and_save(
         schemes = search_layer_schemes(args, checkpoint, arguments)
         arguments |= hybrid_options.found(args, schemes)
         if not given_weight_options(args):  # the default is that of the bits which layers have now
+            folder = arguments["progress_dir"]  # which this run holds
             arguments |= weight_arguments(args, checkpoint, hybrid_options.fewest_bits(schemes))
+            arguments["progress_dir"] = arguments["progress_dir"] and folder
     found = quantize(model, tokenizer, args, arguments)
     if target:
         quamba.save(model, tokenizer, target)
     if args.save_dequantized:
         save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
     if arguments["progress_dir"]:
-        ResumeFolder(arguments["progress_dir"], {}).discard()  # all that it led to is saved
+        arguments["progress_dir"].discard()  # all that it led to is saved
     return found
 
 
@@ -228,8 +231,8 @@ def check_outputs(args: argparse.Namespace, checkpoint: Checkpoint, target: Path
         check_replaceable(target)
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """One whole run: load, measure, quantize, save, measure again, log, summarize."""
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: contextlib.ExitStack) -> None:
+    """One whole run: load, measure, quantize, save, measure again, log, summarize; `held`: to its end."""
     if args.plugin and args.quantize:  # its names may be among the options
         quamba.load_plugin(args.plugin)
     utils.check_quantization_options(args, parser)
@@ -248,8 +251,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
     run_texts.check_data_dir(args, checkpoint, read_texts(args, checkpoint, arguments))
     check_outputs(args, checkpoint, target)
-    if args.resume:
-        ResumeFolder(arguments["progress_dir"], {}).require_started()
+    if arguments and arguments["progress_dir"]:
+        arguments["progress_dir"] = held.enter_context(ResumeFolder(arguments["progress_dir"], args.resume))
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
         check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings, checkpoint.config))
@@ -327,7 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     utils.set_up_logging(args.verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return exit_status(parser.prog, lambda: run(args, parser), args.verbose)
+    with contextlib.ExitStack() as held:
+        return exit_status(parser.prog, lambda: run(args, parser, held), args.verbose)
 
 
 if __name__ == "__main__":

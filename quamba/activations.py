@@ -6,6 +6,8 @@ holds the model, the layer, and for every tap shape, dtype and what the histogra
 """
 
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
@@ -19,10 +21,12 @@ from torch import Tensor
 
 from .errors import QuambaError
 from .files import replace_atomically, require_writable
+from .folder_lock import lock_folder
 from .histogram import MagnitudeHistogram, SignedHistogram
 from .observer_base import finite_extremes
 
 FORMAT = "quamba-activations-1"
+PARTS = ".parts-"  # of a folder's name: what is being recorded
 HEAD_FILE = "head.safetensors"
 SIDES = ("positive", "negative")
 # Standard deviation of tap x of mamba-tiny: 0.36 to 0.41, by layer.
@@ -77,7 +81,7 @@ class ActivationRecorder:
 
     `taps`, `layers`: only these, all by default. Memory holds the histograms (about 2 MB a tap); the first batches go
     to the disk as they come. A block that is left by an error leaves nothing behind. Raises QuambaError where the
-    directory cannot be written or holds activations already.
+    directory cannot be written or holds activations already, and when entered where another run is recording.
     """
 
     def __init__(
@@ -92,10 +96,22 @@ class ActivationRecorder:
         self._histograms: dict[str, SignedHistogram] = {}
         self._first: dict[str, dict] = {}  # name -> shape and dtype of the first batch
         self._parts: tempfile.TemporaryDirectory | None = None
+        self._lock: int | None = None  # a descriptor
         check_recordable(self.directory)
 
     def __enter__(self) -> "ActivationRecorder":
-        self._parts = tempfile.TemporaryDirectory(dir=self.directory, prefix=".parts-")
+        try:
+            self._lock = lock_folder(self.directory)
+        except BlockingIOError as error:
+            raise QuambaError(f"another run writes its activations to {self.directory}: name another folder") from error
+        try:
+            check_recordable(self.directory)  # another run may have ended meanwhile
+        except QuambaError:
+            self._unlock()
+            raise
+        for left in self.directory.glob(f"{PARTS}*"):  # of runs that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._parts = tempfile.TemporaryDirectory(dir=self.directory, prefix=PARTS)
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -104,6 +120,12 @@ class ActivationRecorder:
                 self._write()
         finally:
             self._parts.cleanup()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
     def wants(self, name: str) -> bool:
         """Whether a tap is among those to record."""

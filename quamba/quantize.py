@@ -16,6 +16,7 @@ from .head_groups import HeadGroups
 from .rewrites import transform
 from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
 from .scheme import QuantizationRecipe, create_recipe
+from .weight_resume import ResumeFolder
 from .weight_run import WeightRun, expect_vectors, plan_weight_run
 from .weights.method import DEFAULT_METHODS, WeightMethod
 
@@ -29,7 +30,7 @@ def quantize(
     *,
     weights: WeightMethod | None = None,
     weight_text: CalibrationText | Tensor | None = None,
-    progress_dir: str | Path | None = None,
+    progress_dir: str | Path | ResumeFolder | None = None,
     resume: bool = False,
     group_size: int | None = None,
     dynamic: bool = False,
@@ -54,9 +55,10 @@ def quantize(
     `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen (None: to nearest with 8
     bits, else by GPTQ, see `DEFAULT_METHODS`); `weight_text`: what a method that looks at activations reads (None: as
     `calibration`, 128 sequences); `progress_dir`: where it keeps the layers that are done, which the caller removes
-    once the model is saved, and goes on from with `resume`; `group_size` of 4 and 3-bit weights (None: 128); `dynamic`:
-    an activation scale for every token at the inputs of in_proj, out_proj and lm_head. `embedding_bits`,
-    `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same bits stays one table unless `untie`.
+    once the model is saved, and goes on from with `resume`, one run at a time; `group_size` of 4 and 3-bit weights
+    (None: 128); `dynamic`: an activation scale for every token at the inputs of in_proj, out_proj and lm_head.
+    `embedding_bits`, `lm_head_bits`: 8, 4 or 3 (None: as the weights); a tied pair of the same bits stays one table
+    unless `untie`.
     `layer_schemes`: the scheme of every decoder layer where they differ; the head has `scheme`. Of Mamba2:
     `group_heads`: heads and channels are sorted and clustered, and each group has a scale of x of its own;
     `state_bits`: 8 keeps the SSM states as integers.
@@ -94,14 +96,16 @@ def quantize(
     weights = weights or DEFAULT_METHODS[min(block.weight.bits for block in recipe.block_schemes)]
     rounding = plan_weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     source = scale_source(model, tokenizer, recipe, rounding, group_heads, **given)
-    if rounding is not None and progress_dir is not None:
+    if rounding is None or progress_dir is None:
+        if resume:
+            raise QuambaError(
+                "nothing to resume: weights rounded to nearest keep no progress, and without progress_dir none is"
+            )
+        return _apply(model, recipe, rounding, source, progress)
+    with ResumeFolder.held(progress_dir, resume) as folder:
         rounded_model = f"{model_fingerprint(model)} {model.dtype}{channel_order_key(source, group_heads)}"
-        rounding.keep_progress(Path(progress_dir), rounded_model, resume)
-    elif resume:
-        raise QuambaError(
-            "nothing to resume: weights rounded to nearest keep no progress, and without progress_dir none is"
-        )
-    return _apply(model, recipe, rounding, source, progress)
+        rounding.keep_progress(folder, rounded_model)
+        return _apply(model, recipe, rounding, source, progress)
 
 
 def _apply(

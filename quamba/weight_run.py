@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -56,13 +55,10 @@ class WeightRun:
         """A short hash of `identity`."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    def keep_progress(self, path: Path, model_fingerprint: str, resume: bool) -> None:
-        """Finished layers go to `path`; `resume`: go on from those there. Raises QuambaError where it cannot."""
-        self.folder = ResumeFolder(path, {"model": model_fingerprint, **self.identity})
-        if resume:
-            self.folder.require_same_run()
-        else:
-            self.folder.begin()
+    def keep_progress(self, folder: ResumeFolder, model_fingerprint: str) -> None:
+        """Finished layers go to `folder`, which the caller holds. Raises QuambaError as its `start`."""
+        folder.start({"model": model_fingerprint, **self.identity})
+        self.folder = folder
 
     def run(self, model: PreTrainedModel, progress: bool) -> RoundedModel:
         """The integers of a transformed model, whose weights become what they stand for."""

@@ -343,3 +343,15 @@ def test_the_seed_decides_the_synthetic_values():
     assert torch.equal(synthetic_activations(1).values, synthetic_activations(1).values)
     assert not torch.equal(synthetic_activations(1).values, synthetic_activations(2).values)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
+
+
+def test_one_run_at_a_time_records_in_a_folder_and_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".parts-killed").mkdir()
+    first, second = ActivationRecorder(tmp_path, "tiny"), ActivationRecorder(tmp_path, "tiny")
+    with first:
+        first.update("layers.0.x", batches(0)[0])
+        with pytest.raises(QuambaError, match="another run writes its activations to"):
+            second.__enter__()
+    with pytest.raises(QuambaError, match="holds activations already"):
+        second.__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["layer_000.safetensors"]

@@ -78,6 +78,12 @@ def test_an_interrupted_run_is_resumed(llama, monkeypatch, capsys):
         assert torch.equal(a, b), name
 
 
+def test_a_second_run_of_the_same_name_is_refused_before_any_work(llama, capsys):
+    with ResumeFolder(Path("models/llama-w4a16-awq.partial")):
+        told = fails(capsys, [*llama, *W4A16, *TEXT, *AWQ, "--pretrained_dir", "models"])
+    assert "another run is at work in models/llama-w4a16-awq.partial" in told and len(told.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

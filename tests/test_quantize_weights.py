@@ -231,7 +231,7 @@ def test_an_interrupted_quantization_is_resumed(tmp_path, tokens, monkeypatch):
 def test_progress_takes_nothing_else_in_its_folder_with_it(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     quantized(tiny_llama(), progress_dir=tmp_path)
-    ResumeFolder(tmp_path, {}).discard()
+    ResumeFolder(tmp_path).discard()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

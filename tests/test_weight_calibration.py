@@ -10,7 +10,6 @@ from quamba.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.scheme import weight_spec
 from quamba.weight_calibration import round_weights
-from quamba.weight_resume import ResumeFolder
 from quamba.weights.grid import Grid
 from quamba.weights.method import WeightMethod, effective_weight
 from quamba.weights.rounding import FlipOptions
@@ -125,53 +124,6 @@ def test_a_mamba2_is_rounded_at_its_taps(tiny_mamba2, windows):
     assert torch.equal(
         model.backbone.layers[0].mixer.in_proj.weight, effective_weight(result.layers[0]["mixer.in_proj"], 32)
     )
-
-
-class Interrupted(Exception):
-    pass
-
-
-@pytest.mark.parametrize("finished", [1, 2])
-@pytest.mark.parametrize("sequential", [True, False])
-def test_an_interrupted_run_goes_on_to_the_same_bits(windows, tmp_path, finished, sequential):
-    method = WeightMethod("awq+gptq", "mean", FLIPS, layer_batch_size=1, sequential=sequential)
-    expected_model, expected = rounded(windows, method)
-
-    class Failing(ResumeFolder):
-        def keep(self, layers, *args):
-            super().keep(layers, *args)
-            if len(layers) == finished:
-                raise Interrupted
-
-    folder = Failing(tmp_path / "run", {"model": "m"})
-    folder.begin()
-    with pytest.raises(Interrupted):
-        rounded(windows, method, folder=folder)
-    again = ResumeFolder(tmp_path / "run", {"model": "m"})
-    again.require_same_run()
-    model, result = rounded(windows, method, folder=again)
-    assert_same(result, expected)
-    assert result.reports == expected.reports
-    for (name, a), b in zip(model.state_dict().items(), expected_model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def test_a_run_with_other_options_is_not_gone_on_with(tmp_path):
-    ResumeFolder(tmp_path / "run", {"method": {"n_grid": 20}, "model": "m"}).begin()
-    with pytest.raises(QuambaError, match="had another method: give the same options"):
-        ResumeFolder(tmp_path / "run", {"method": {"n_grid": 10}, "model": "m"}).require_same_run()
-    with pytest.raises(QuambaError, match="nothing to resume"):
-        ResumeFolder(tmp_path / "none", {}).require_same_run()
-
-
-def test_a_damaged_file_is_named(windows, tmp_path):
-    folder = ResumeFolder(tmp_path / "run", {})
-    folder.begin()
-    rounded(windows, WeightMethod("gptq", layer_batch_size=2), folder=folder)
-    (file,) = tmp_path.glob("run/layers-00002*")
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(QuambaError, match=r"layers-00002\.safetensors is damaged"):
-        rounded(windows, WeightMethod("gptq", layer_batch_size=2), folder=folder)
 
 
 def test_an_input_that_is_no_number_is_named(windows):
