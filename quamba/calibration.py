@@ -29,6 +29,7 @@ from .errors import QuambaError
 from .files import write_text_atomically
 from .positions import check_positions, max_positions
 from .tap_watch import Calibrator, TapResult
+from .text_config import text_config
 from .token_cache import tokenizer_sha256
 from .transforms.clusters import ChannelOrder
 
@@ -239,7 +240,7 @@ def read_windows(
             raise QuambaError(f"calibration must be {kinds}, not {calibration!r}")
         check_positions(model.config, text.seqlen, SEQLEN)
         windows = text.windows(tokenizer)
-    check_windows(windows, model.config.vocab_size)
+    check_windows(windows, text_config(model).vocab_size)
     check_positions(model.config, windows.shape[1], SEQLEN)
     return windows, text
 

@@ -1,8 +1,9 @@
 """Rounds the weights of a float model layer by layer, by a method that looks at what each linear layer reads.
 
 Decoder layers are taken in order, some at a time. The hidden states of all windows are carried from one batch of layers
-to the next, so no text is read twice, and memory holds the model, the statistics of one batch and those states. A
-finished batch can be kept on the disk, from where an interrupted run goes on to the same bits.
+to the next, and memory holds the model, the statistics of one batch and those states; where a model's layers share more
+than hidden states (see `LayerStack`) none are kept, and each batch of layers is reached from the first one. A finished
+batch can be kept on the disk, from where an interrupted run goes on to the same bits.
 
 Dims: C windows, B of them at a time, L tokens, H hidden, I in features of a linear layer.
 """
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .errors import QuambaError
-from .layer_stack import LayerStack, final_norm
+from .layer_stack import LayerStack
 from .profile import peak_memory_bytes, reset_peak_memory
 from .scheme import TensorSpec
 from .weight_resume import ResumeFolder
@@ -52,6 +53,33 @@ class RoundedModel:
         return {name: getattr(self, name) for name in ("tokens", "seconds", "peak_bytes", "reports")}
 
 
+class _Text:
+    """Windows int64 [C, L] on their way through a model's layers, a batch at a time, and how far they have come.
+
+    states: the hidden states [B, L, H] of each batch behind the layers that are done; None where nothing is carried.
+    """
+
+    def __init__(self, stack: LayerStack, windows: Tensor, batch_size: int, states: Sequence[Tensor] = ()):
+        self.stack, self.batches = stack, windows.split(batch_size)
+        self.states: list[Tensor | None] = list(states) if stack.carries and states else [None] * len(self.batches)
+
+    def run(self, chosen: range, move: bool) -> None:
+        """Runs every batch through some layers; move: and leaves it behind them."""
+        for position, (batch, state) in enumerate(zip(self.batches, self.states, strict=True)):
+            behind = self.stack.run(batch, chosen, state)
+            if move:
+                self.states[position] = behind
+
+    def carried(self) -> list[Tensor]:
+        """The states that must be kept to go on later: none where nothing is carried."""
+        return [state for state in self.states if state is not None]
+
+    def head_inputs(self) -> Iterator[Tensor]:
+        """What the head reads, [B, L, H], of every batch."""
+        for batch, state in zip(self.batches, self.states, strict=True):
+            yield self.stack.head_input(batch, state)
+
+
 @torch.no_grad()
 def round_weights(
     model: PreTrainedModel,
@@ -74,49 +102,46 @@ def round_weights(
     Raises QuambaError naming the layer whose input is unfit (NaN, infinity) or whose second moment has no inverse.
     """
     start = time.perf_counter()
-    if head is not None:
-        final_norm(model)  # what is missing is told now
     reset_peak_memory()
     stack = LayerStack(model, windows[0])
     sites = find_sites(model, windows[0], float_activations)
     grids = [Grid.of(spec)] * len(sites) if isinstance(spec, TensorSpec) else [Grid.of(each) for each in spec]
     result = RoundedModel(vectors=vector_names(sites, method), tokens=windows.numel())
-    batches = windows.split(batch_size)
-    left = folder.restore() if folder else None
-    if left is None:
-        hidden = [stack.embed(batch) for batch in batches]  # [B, L, H] each
-    else:
-        result.layers, result.reports, hidden = left
-        for layer, rounded, grid in zip(stack.layers, result.layers, grids, strict=False):
-            _set_weights(layer, rounded, grid.group_size)
+    states: list[Tensor] = []  # [B, L, H] each
+    if folder and (left := folder.restore()):
+        result.layers, result.reports, states = left
+        if method.sequential:
+            _set_all_weights(stack, result.layers, grids)
+    text = _Text(stack, windows, batch_size, states)
     with tqdm(total=len(sites), initial=len(result.layers), desc="Weights", unit="layer", disable=not progress) as bar:
         while len(result.layers) < len(sites):
             first = len(result.layers)
             chosen = range(first, min(first + method.layer_batch_size, len(sites)))
-            _round_batch(stack, chosen, sites, hidden, grids, method, result, bar)
+            _round_batch(text, chosen, sites, grids, method, result, bar)
             if folder:
-                folder.keep(result.layers, result.reports, hidden, first)
+                folder.keep(result.layers, result.reports, text.carried(), first)
     if head is not None:
-        result.head = _round_head(stack, hidden, Grid.of(head), method, float_activations, result)
+        result.head = _round_head(text, Grid.of(head), method, float_activations, result)
+    if not method.sequential:  # until here every statistic was of the float model
+        _set_all_weights(stack, result.layers, grids)
     result.seconds, result.peak_bytes = time.perf_counter() - start, peak_memory_bytes()
     logger.info("rounded %d layers in %.1f s", len(sites), result.seconds)
     return result
 
 
 def _round_batch(
-    stack: LayerStack,
+    text: _Text,
     chosen: range,
     sites: list[list[Site]],
-    hidden: list[Tensor],
     grids: list[Grid],
     method: WeightMethod,
     result: RoundedModel,
     bar: tqdm,
 ) -> None:
-    """Rounds some layers on the hidden states that reach them, and moves those [B, L, H] behind them in place."""
-    seen = _watch(stack, chosen, sites, hidden, method)
+    """Rounds some layers on what reaches them of the text, and leaves that behind them."""
+    seen = _watch(text, chosen, sites, method)
     for index in chosen:
-        layer = stack.layers[index]
+        layer = text.stack.layers[index]
         rounded: Layer = {}
         for site in sites[index]:
             name = f"layers.{index}.{site.name}"
@@ -129,23 +154,20 @@ def _round_batch(
             bar.set_postfix_str(_account(name, report))
         result.layers.append(rounded)
         bar.update()
-    if method.sequential:  # what the next layers will read: these are quantized now
-        _advance(stack, chosen, hidden)
+    if method.sequential and text.stack.carries:  # what the next layers will read: these are quantized now
+        text.run(chosen, move=True)
 
 
 def _watch(
-    stack: LayerStack, chosen: range, sites: list[list[Site]], hidden: list[Tensor], method: WeightMethod
+    text: _Text, chosen: range, sites: list[list[Site]], method: WeightMethod
 ) -> dict[tuple[int, Site], InputStatistics]:
     """The statistics of every site of some layers; unless the run is sequential the hidden states move on."""
     seen: dict[tuple[int, Site], InputStatistics] = {}
     with ExitStack() as hooks:
         for index in chosen:
-            update = partial(_update, seen, stack.layers[index], index, method)
-            hooks.enter_context(watching(stack.layers[index], sites[index], update))
-        for position, state in enumerate(hidden):
-            state = _behind(stack, chosen, state)
-            if not method.sequential:
-                hidden[position] = state
+            layer = text.stack.layers[index]
+            hooks.enter_context(watching(layer, sites[index], partial(_update, seen, layer, index, method)))
+        text.run(chosen, move=not method.sequential)
     return seen
 
 
@@ -164,28 +186,22 @@ def _update(seen: dict, layer: nn.Module, index: int, method: WeightMethod, site
         raise QuambaError(f"layers.{index}.{site.name}: {error}") from error
 
 
-def _advance(stack: LayerStack, chosen: range, states: list[Tensor]) -> None:
-    """Runs every batch of hidden states [B, L, H] through some layers, in place of what it was."""
-    for position, state in enumerate(states):
-        states[position] = _behind(stack, chosen, state)
-
-
-def _behind(stack: LayerStack, chosen: range, state: Tensor) -> Tensor:
-    """What some layers make of hidden states [B, L, H]."""
-    for index in chosen:
-        state = stack.run(index, state)
-    return state
-
-
 def _round_site(
     layer: nn.Module, site: Site, statistics: InputStatistics, grid: Grid, method: WeightMethod
 ) -> tuple[Layer, SiteReport]:
-    """The integers of a site's linear layers, whose weights become what those stand for."""
+    """The integers of a site's linear layers, whose weights become what those stand for; at once where in sequence."""
     weights = {name: linear_of(layer, name).weight for name in site.linears}
     norm = None if site.norm is None else layer.get_submodule(site.norm).weight
     rounded, report = round_linears(weights, statistics, grid, method, norm_weight=norm, scalable=site.scalable)
-    _set_weights(layer, rounded, grid.group_size)
+    if method.sequential:
+        _set_weights(layer, rounded, grid.group_size)
     return rounded, report
+
+
+def _set_all_weights(stack: LayerStack, layers: list[Layer], grids: list[Grid]) -> None:
+    """The same of all layers that are rounded, from the first on."""
+    for layer, rounded, grid in zip(stack.layers, layers, grids, strict=False):
+        _set_weights(layer, rounded, grid.group_size)
 
 
 def _set_weights(layer: nn.Module, rounded: Layer, group_size: int | None) -> None:
@@ -194,17 +210,15 @@ def _set_weights(layer: nn.Module, rounded: Layer, group_size: int | None) -> No
         linear_of(layer, name).weight.copy_(effective_weight(integers, group_size))
 
 
-def _round_head(
-    stack: LayerStack, hidden: list[Tensor], grid: Grid, method: WeightMethod, scalable: bool, result: RoundedModel
-) -> RoundedWeight:
-    """The integers of the head on the hidden states [B, L, H] behind the last layer."""
-    norm, weight = final_norm(stack.model), stack.model.get_output_embeddings().weight
+def _round_head(text: _Text, grid: Grid, method: WeightMethod, scalable: bool, result: RoundedModel) -> RoundedWeight:
+    """The integers of the head on what it reads of the text."""
+    weight = text.stack.model.get_output_embeddings().weight
     seen = InputStatistics(
         weight.shape[1], second_moment=method.second_moment, sample_rows=method.sample_rows, seed=method.seed
     )
     try:
-        for state in hidden:
-            seen.update(norm(state))
+        for state in text.head_inputs():
+            seen.update(state)
         rounded, reports = round_head(weight, seen, grid, method, scalable)
     except QuambaError as error:
         raise QuambaError(f"lm_head: {error}") from error

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture, architecture_of
 from .errors import QuambaError
-from .layer_stack import decoder_layers, pre_hooks
+from .layer_stack import decoder_layers, pre_hooks, run_to_head
 from .mamba_slots import MambaSlot, mamba_slots
 from .nn.taps import PER_TOKEN_TAPS
 
@@ -107,8 +106,8 @@ def _linear_inputs(model: PreTrainedModel, linears: list[nn.Linear], probe: Tens
     def record(linear: nn.Module, args: tuple, kwargs: dict) -> None:
         inputs[linear] = args[0] if args else kwargs["input"]
 
-    with pre_hooks(linears, record), torch.no_grad():
-        model.base_model(probe[None], use_cache=False)
+    with pre_hooks(linears, record):
+        run_to_head(model, probe[None])
     return inputs
 
 

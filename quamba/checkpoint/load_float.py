@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from ..errors import QuambaError
+from ..text_config import text_config
 from .resolve import Checkpoint
 from .state_spaces import read_state_spaces
 from .tokenizer import load_tokenizer
@@ -55,12 +56,13 @@ def load_float(
     if tokenizer.eos_token is None and isinstance(model.config.eos_token_id, int):  # a lone tokenizer.json has no roles
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     model.eval().requires_grad_(False)
-    if len(tokenizer) > model.config.vocab_size:
+    vocab_size = text_config(model).vocab_size
+    if len(tokenizer) > vocab_size:
         logger.warning(
             "%s: the tokenizer has %d tokens, the embedding %d rows: is it this model's tokenizer?",
             checkpoint.name,
             len(tokenizer),
-            model.config.vocab_size,
+            vocab_size,
         )
     return model, tokenizer
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import QuambaError
 from ..positions import check_positions
+from ..text_config import text_config
 
 MAX_LOGITS = 2**28  # elements of one forward pass's logits: 1 GiB in float32
 SEQLEN = "the length of a perplexity window (--ppl_seqlen)"  # in messages
@@ -82,7 +83,7 @@ def window_perplexity(
     check_positions(model.config, max(len(window.tokens) for window in windows), SEQLEN)
     window_nll: list[float] = []
     with tqdm(total=len(windows), desc=description, unit="window", disable=not progress) as bar:
-        for tokens, predicted_from in equal_batches(windows, batch_size, model.config.vocab_size):
+        for tokens, predicted_from in equal_batches(windows, batch_size, text_config(model).vocab_size):
             nll = _mean_nll(model, tokens.to(model.device), predicted_from)
             window_nll.extend(nll.tolist())
             bar.update(len(tokens))

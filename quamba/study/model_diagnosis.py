@@ -20,6 +20,7 @@ from ..nn.embedding import QuantHead
 from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.weight import QuantWeight
 from ..quantize import transform
+from ..text_config import text_config
 from ..transforms import apply_hadamard
 from ..weight_sites import NORM_READERS
 from ..weights.head import head_chunks
@@ -145,7 +146,7 @@ def _comparable_blocks(a: PreTrainedModel, b: PreTrainedModel, notes: list[str])
     except QuambaError:
         notes.append("the blocks of a model of this class are not known: hidden states are not compared")
         return []
-    widths = a.config.hidden_size, b.config.hidden_size
+    widths = text_config(a).hidden_size, text_config(b).hidden_size
     if len(set(depths)) > 1 or len(set(widths)) > 1:
         notes.append(
             f"the models have {depths[0]} blocks of width {widths[0]} and {depths[1]} of width {widths[1]}: hidden "

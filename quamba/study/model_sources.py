@@ -13,6 +13,7 @@ from ..checkpoint.load_float import quiet_transformers, read_model_config
 from ..checkpoint.state_spaces import convert_config
 from ..errors import QuambaError
 from ..positions import max_positions
+from ..text_config import text_config
 from .result_log import distinct_labels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,9 +98,10 @@ def common_tokens(
                 f"the tokenizers of {sources[0].label} and {source.label} give different tokens of {text}: figures per "
                 "token compare only between models of one tokenizer"
             )
-        if int(tokens.max()) >= source.config.vocab_size:
+        vocab_size = text_config(source).vocab_size
+        if int(tokens.max()) >= vocab_size:
             raise QuambaError(
-                f"{text} has token {int(tokens.max())}, and the embedding of {source.label} {source.config.vocab_size} "
+                f"{text} has token {int(tokens.max())}, and the embedding of {source.label} {vocab_size} "
                 "rows: the tokenizer beside the model is not its own"
             )
     return tokens
