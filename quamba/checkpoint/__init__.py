@@ -1,13 +1,14 @@
 """Checkpoints: finding one by name, reading the formats it may have, writing and verifying quantized ones."""
 
 from .dequantized import check_new_folder, save_dequantized
-from .load import load, load_checkpoint
+from .load import DTYPES, load, load_checkpoint, saved_dtype
 from .load_float import load_float
 from .quantized import METHOD, check_replaceable, load_quantized, recipe_of, save_quantized
 from .resolve import Checkpoint, resolve_checkpoint
 from .tokenizer import load_tokenizer
 
 __all__ = [
+    "DTYPES",
     "METHOD",
     "Checkpoint",
     "check_new_folder",
@@ -21,4 +22,5 @@ __all__ = [
     "resolve_checkpoint",
     "save_dequantized",
     "save_quantized",
+    "saved_dtype",
 ]

@@ -12,6 +12,16 @@ from .load_float import load_float
 from .quantized import METHOD, load_quantized
 from .resolve import Checkpoint, resolve_checkpoint
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def saved_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype that a float checkpoint's config.json states, float32 where it states none; None of a quantized one."""
+    if checkpoint.quantization_method is not None:
+        return None
+    stated = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
+    return DTYPES.get(str(stated).removeprefix("torch."), torch.float32)
+
 
 def load_checkpoint(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"

@@ -6,6 +6,7 @@ that has imported it.
 
 import contextlib
 import difflib
+import inspect
 import logging
 import sys
 import threading
@@ -21,10 +22,13 @@ from lm_eval import simple_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..checkpoint import load
-from ..data import ASSETS
+from ..borders import foreign
+from ..checkpoint import DTYPES, load_checkpoint, resolve_checkpoint, saved_dtype
+from ..data import ASSETS, embedded_model_dir
 from ..errors import QuambaError
+from ..positions import check_positions
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +37,77 @@ _running = threading.Lock()  # lm-eval seeds the generators, and we redirect the
 STDERR_RESAMPLES = 1000  # for metrics without a closed form; lm-eval's default of 100,000 takes longer than the model
 
 
+# HFLM's arguments that mean something for a model that is loaded already; it drops all others without a word
+HFLM_OPTIONS = ("truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "batch_size")
+HFLM_OPTIONS += ("max_batch_size", "add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking")
+HFLM_OPTIONS += ("chat_template_args",)
+
+
 @register_model("quamba")
 class QuambaLM(HFLM):
     """A float or quantized model as lm-eval sees it.
 
     `pretrained`: a loaded model (then `tokenizer` too), or any name that `quamba.load` resolves, also that of a
-    quantized checkpoint; `pretrained_dir`, `dtype` and `device` go to `quamba.load`. The other arguments are HFLM's.
+    quantized checkpoint. `tokenizer`: one that is loaded, or the name or folder of one; None: the checkpoint's own.
+    Of a name, `pretrained_dir` and `device` are those of `quamba.load`, and `dtype` is that of what is float: "auto",
+    as it was saved, or a name. Of HFLM's arguments those in HFLM_OPTIONS are passed on.
+    Raises QuambaError for any other that is not at HFLM's default, for those of a name where a loaded model is given,
+    for a tokenizer that cannot be read, and for a `max_length` beyond the model's positions.
     """
 
-    def __init__(self, pretrained, tokenizer=None, pretrained_dir=None, dtype="float32", device=None, **kwargs):
+    def __init__(self, pretrained, tokenizer=None, pretrained_dir=None, dtype="auto", device=None, **options):
+        _check_options(options)
         if isinstance(pretrained, str):
-            device = {} if device is None else {"device": device}
-            pretrained, tokenizer = load(pretrained, pretrained_dir, _torch_dtype(dtype), **device)
-        super().__init__(pretrained, tokenizer=tokenizer, backend="causal", **kwargs)
+            checkpoint = resolve_checkpoint(pretrained, pretrained_dir)
+            torch_dtype = saved_dtype(checkpoint) if dtype in (None, "auto") else _torch_dtype(dtype)
+            pretrained, own = load_checkpoint(checkpoint, torch_dtype, device or "cpu")
+            tokenizer = tokenizer or _with_bos(own, options.get("add_bos_token"))
+        else:
+            _check_loaded(pretrained, tokenizer, pretrained_dir, dtype, device)
+        if options.get("max_length") is not None:
+            check_positions(pretrained.config, options["max_length"], "max_length")
+        if isinstance(tokenizer, str):
+            tokenizer = _read_tokenizer(tokenizer, options.get("add_bos_token"))
+        super().__init__(pretrained, tokenizer=tokenizer, backend="causal", **options)
+
+
+def _check_options(options: dict) -> None:
+    """Drops those at HFLM's default. Raises QuambaError for others that HFLM would not heed for a loaded model."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(HFLM.__init__).parameters.items()}
+    defaults["backend"] = "causal"
+    for name, value in list(options.items()):
+        if name in HFLM_OPTIONS:
+            continue
+        if name not in defaults or value != defaults[name]:
+            raise QuambaError(
+                f"the lm-eval model 'quamba' takes no {name} (given: {value!r}): of lm-eval's own arguments it takes "
+                f"{', '.join(HFLM_OPTIONS)}"
+            )
+        del options[name]
+
+
+def _check_loaded(model, tokenizer, pretrained_dir, dtype, device) -> None:
+    """Raises QuambaError for a loaded model without a tokenizer, and for arguments that could no longer change it."""
+    if tokenizer is None:
+        raise QuambaError("a loaded model comes with its tokenizer: give tokenizer too")
+    if pretrained_dir is not None:
+        raise QuambaError(f"pretrained_dir {str(pretrained_dir)!r} does nothing where a loaded model is given: drop it")
+    if dtype not in (None, "auto") and _torch_dtype(dtype) != model.dtype:
+        raise QuambaError(f"dtype is {dtype}, and the model that is given is {model.dtype}: load it in that dtype")
+    if device is not None and torch.device(device) != torch.device(model.device):
+        raise QuambaError(f"device is {device}, and the model that is given is on {model.device}: move it there")
+
+
+def _with_bos(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that a checkpoint has, beginning a text as asked; None: as it does."""
+    return tokenizer if add_bos_token is None else _read_tokenizer(tokenizer.name_or_path, add_bos_token)
+
+
+def _read_tokenizer(name: str, add_bos_token: bool | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name: an embedded model's, a folder's, or one of the hub."""
+    options = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    with foreign(f"the tokenizer {name!r} cannot be read"):
+        return AutoTokenizer.from_pretrained(embedded_model_dir(name) or name, **options)
 
 
 class TaskResults(NamedTuple):
@@ -173,7 +235,7 @@ def _plain(metrics: dict) -> dict:
 
 
 def _torch_dtype(name: str | torch.dtype) -> torch.dtype:
-    dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise QuambaError(f"unknown dtype {name!r}: use float32, bfloat16 or float16")
+    dtype = DTYPES.get(name, name)
+    if dtype not in DTYPES.values():
+        raise QuambaError(f"unknown dtype {name!r}: use {', '.join(DTYPES)}, or auto for the one it was saved in")
     return dtype

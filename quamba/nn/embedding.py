@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..scheme import FLOAT, STATIC, TensorSpec
 from ..weights.head import head_chunks
+from .gradients import without_gradient
 from .linear import QuantLinear
 from .module import QuantModule
 from .weight import QuantWeight
@@ -80,6 +81,9 @@ class QuantHead(QuantModule):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [..., H] -> float32 logits [..., V]."""
+        return without_gradient(self._logits(hidden_states), hidden_states)
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
         if self.input_multipliers is not None:
             x, rows = hidden_states.float(), head_chunks(self.table.out_features, self.chunks)
             parts = [

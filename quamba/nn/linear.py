@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..scheme import TensorSpec
 from ..weights.rounded import RoundedWeight
+from .gradients import without_gradient
 from .weight import QuantWeight
 
 
@@ -47,7 +48,7 @@ class QuantLinear(QuantWeight):
 
     def forward(self, x: Tensor, x_scale: Tensor | None = None, out_scale: Tensor | None = None) -> Tensor:
         """x int8 [..., I] with its scale, or float32 -> float32 [..., O], or int8 where `out_scale` [O] is given."""
-        return self.product(x, x_scale, self.bias, out_scale)
+        return without_gradient(self.product(x, x_scale, self.bias, out_scale), x)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -59,7 +60,7 @@ class WeightOnlyLinear(QuantLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """float [..., I] -> [..., O] in the input's dtype; computed in float32."""
-        return self.product(self.multiplied(x.float()), bias=self.bias).to(x.dtype)
+        return without_gradient(self.product(self.multiplied(x.float()), bias=self.bias).to(x.dtype), x)
 
 
 def split_rows(linear: nn.Linear, sizes: Sequence[int]) -> list[nn.Linear]:

@@ -5,6 +5,7 @@ Activations are token-major [B, L, channels] throughout: channels are contiguous
 """
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -12,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import QuambaError
 from ..hadamard import base_on
 from ..scheme import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
 from . import float_kernels
 from .conv1d import QuantConv1d
+from .gradients import without_gradient
 from .linear import QuantLinear
 from .mixer import QuantMixer
-from .states import layer_states, zero_padding
+from .states import each_row, layer_states
 from .taps import static_taps
 
 # The activations that are quantized, in the order in which a block computes them:
@@ -52,35 +53,32 @@ class Mamba1Mixer(nn.Module):
 
     def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
         """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
-        if torch.is_grad_enabled() and self.A_log.requires_grad:
-            raise QuambaError("quamba's ops have no gradients: run the model under torch.no_grad()")
-        tap, dtype = self.taps, hidden_states.dtype
-        batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
+        batch, D, K, dtype = hidden_states.shape[0], self.d_inner, self.conv1d.weight.shape[-1], hidden_states.dtype
+        shapes = {"conv_shape": (batch, D, K), "conv_dtype": torch.float32, "ssm_shape": (batch, D, self.d_state)}
+        states = layer_states(cache_params, self.layer_idx, **shapes, device=hidden_states.device)
+        xz = self.in_proj(self.taps["in"](hidden_states)).float()  # [B, L, H] -> [B, L, 2D]
+        y = each_row(partial(self._recurrence, dtype), xz.chunk(2, dim=-1), states, attention_mask, D)  # [B, L, D]
+        if self.hadamard_out:
+            y = ops.hadamard(y, base_on(D, y.device), self.out_multiplier)
+        y = self.out_proj(self.taps["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
+        return without_gradient(y, xz, *self.parameters())
+
+    def _recurrence(
+        self, dtype: torch.dtype, x: Tensor, z: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None
+    ) -> Tensor:
+        """in_proj's outputs x and z [B, L, D] -> the gated scan output [B, L, D]; linear layers run in `dtype`."""
+        tap, N = self.taps, self.d_state
+        x, z = tap["conv_in"](x), tap["z"](z)
         conv_weight = self.conv1d.weight.squeeze(1).float()  # [D, 1, K] -> [D, K]
-        conv_state, ssm_state = layer_states(
-            cache_params,
-            self.layer_idx,
-            (batch, D, conv_weight.shape[1]),
-            torch.float32,
-            (batch, D, N),
-            hidden_states.device,
-        )
-        xz = self.in_proj(tap["in"](hidden_states)).float()  # [B, L, H] -> [B, L, 2D]
-        x, z = xz.chunk(2, dim=-1)
-        x, z = tap["conv_in"](zero_padding(x, attention_mask)), tap["z"](z)
         conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
-        x = float_kernels.causal_conv1d(x, conv_weight, conv_bias, conv_state)  # [B, L, D]
-        x = tap["x"](zero_padding(x, attention_mask))
+        x = tap["x"](float_kernels.causal_conv1d(x, conv_weight, conv_bias, conv_state))  # [B, L, D]
         dt, B, C = self.x_proj(x.to(dtype)).float().split([self.dt_rank, N, N], dim=-1)  # [B, L, R | N | N]
         if self.ssm_norm_eps is not None:
             dt, B, C = (ops.rms_norm(part, self.ssm_norm_eps) for part in (dt, B, C))
         dt, B, C = tap["dt_rank"](dt), tap["B"](B), tap["C"](C)
         dt = F.linear(dt.to(dtype), self.dt_proj.weight).float()  # [B, L, R] -> [B, L, D]
         A, dt_bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
-        y = float_kernels.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)  # [B, L, D]
-        if self.hadamard_out:
-            y = ops.hadamard(y, base_on(D, y.device), self.out_multiplier)
-        return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
+        return float_kernels.selective_scan(x, dt, A, B, C, self.D.float(), z, dt_bias, ssm_state)
 
 
 class QuantMamba1Mixer(QuantMixer):
@@ -179,19 +177,22 @@ class QuantMamba1Mixer(QuantMixer):
         """
         batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
         conv_shape = (batch, *self.conv1d.weight.shape)  # [B, D, K]
-        conv_state, ssm_state = layer_states(
+        states = layer_states(
             cache_params, self.layer_idx, conv_shape, self.conv1d.weight.dtype, (batch, D, N), hidden_states.device
         )
         in_proj_out, _ = self.output_scales()
         u, u_scale = self._in_proj_input(hidden_states)  # int8 [B, L, H]
-        x, z = self.in_proj(u, u_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
-        x = self.conv1d(zero_padding(x, attention_mask), self.conv_in_scale, self.x_scale, conv_state)
-        x = zero_padding(x, attention_mask)  # int8 [B, L, D]
+        xz = self.in_proj(u, u_scale, in_proj_out).chunk(2, dim=-1)  # int8 [B, L, D] each
+        y = each_row(self._recurrence, xz, states, attention_mask, D)  # float32 [B, L, D]
+        y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
+        return without_gradient(self.out_proj(y, y_scale), hidden_states)  # float32 [B, L, H]
+
+    def _recurrence(self, x: Tensor, z: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None) -> Tensor:
+        """in_proj's outputs x and z, int8 [B, L, D] -> the gated scan output, float32 [B, L, D]."""
+        x = self.conv1d(x, self.conv_in_scale, self.x_scale, conv_state)  # int8 [B, L, D]
         dt, B, C = self._dt_B_C(x)  # int8 [B, L, R | N | N]
         dt = self.dt_proj(dt, self.dt_rank_scale)  # float32 [B, L, D], bias included
-        y = self._scan(x, dt, B, C, z, ssm_state)  # float32 [B, L, D]
-        y, y_scale = self._out_proj_input(y)  # int8 [B, L, D]
-        return self.out_proj(y, y_scale)  # float32 [B, L, H]
+        return self._scan(x, dt, B, C, z, ssm_state)
 
     def _dt_B_C(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's output [B, L, D] -> dt_proj's input [B, L, R], B and C [B, L, N]; int8, or all float32."""

@@ -7,6 +7,7 @@ Activations are token-major [B, L, channels] throughout: channels are contiguous
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -19,9 +20,10 @@ from ..scheme import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
 from . import float_kernels
 from .conv1d import QuantConv1d
+from .gradients import without_gradient
 from .linear import QuantLinear, split_rows
 from .mixer import QuantMixer
-from .states import layer_states, zero_padding
+from .states import each_row, layer_states
 from .taps import STATE_TAP, static_taps
 
 # The activations that are quantized, in the order in which a block computes them: in_proj's input, the gate, the
@@ -96,26 +98,27 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
         """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
-        if torch.is_grad_enabled() and self.A_log.requires_grad:
-            raise QuambaError("quamba's ops have no gradients: run the model under torch.no_grad()")
         tap, dtype, sizes = self.taps, hidden_states.dtype, self.sizes
         batch, device = hidden_states.shape[0], hidden_states.device
-        conv_weight = self.conv1d.weight.squeeze(1).float()  # [X, 1, K] -> [X, K]
-        conv_shape = (batch, *conv_weight.shape)
-        conv_state, ssm_state = layer_states(
-            cache_params, self.layer_idx, conv_shape, torch.float32, sizes.state_shape(batch), device
-        )
+        conv_shape = (batch, self.conv1d.weight.shape[0], self.conv1d.weight.shape[-1])  # [B, X, K]
+        states = layer_states(cache_params, self.layer_idx, conv_shape, torch.float32, sizes.state_shape(batch), device)
         zxBCdt = self.in_proj(tap["in"](hidden_states)).float()  # [B, L, H] -> [B, L, D + X + S]
         z, xBC, dt = zxBCdt.split(sizes.in_proj_parts, dim=-1)
-        z, xBC = tap["z"](z), self._tapped(zero_padding(xBC, attention_mask), CONV_INPUTS)
-        conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
-        xBC = float_kernels.causal_conv1d(torch.cat(xBC, dim=-1), conv_weight, conv_bias, conv_state)  # [B, L, X]
-        x, B, C = self._tapped(zero_padding(xBC, attention_mask), CONV_OUTPUTS)
-        y = self._scan(x, dt, sizes.grouped(B), sizes.grouped(C), ssm_state)  # [B, L, D]
+        z, y = tap["z"](z), each_row(self._recurrence, (xBC, dt), states, attention_mask, sizes.d_inner)  # [B, L, D]
         y = ops.gated_rms_norm(y, z, None, self.norm.variance_epsilon, sizes.groups) * self.norm.weight.float()
         if self.hadamard_out:
             y = ops.hadamard(y, base_on(sizes.d_inner, device), self.out_multiplier)
-        return self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
+        y = self.out_proj(tap["out"](y).to(dtype))  # [B, L, D] -> [B, L, H]
+        return without_gradient(y, zxBCdt, *self.parameters())
+
+    def _recurrence(self, xBC: Tensor, dt: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None) -> Tensor:
+        """in_proj's outputs x | B | C [B, L, X] and dt [B, L, S] -> the scan's output [B, L, D]."""
+        conv_weight = self.conv1d.weight.squeeze(1).float()  # [X, 1, K] -> [X, K]
+        conv_bias = None if self.conv1d.bias is None else self.conv1d.bias.float()
+        xBC = torch.cat(self._tapped(xBC, CONV_INPUTS), dim=-1)
+        xBC = float_kernels.causal_conv1d(xBC, conv_weight, conv_bias, conv_state)  # [B, L, X]
+        x, B, C = self._tapped(xBC, CONV_OUTPUTS)
+        return self._scan(x, dt, self.sizes.grouped(B), self.sizes.grouped(C), ssm_state)
 
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm_state: Tensor | None) -> Tensor:
         """The recurrence on x [B, L, D], dt [B, L, S], B and C [B, L, G, N] -> [B, L, D]."""
@@ -248,7 +251,7 @@ class QuantMamba2Mixer(QuantMixer):
         With 8-bit activations what is int8 below is int8, with float ones it is float32 and no tensor has a scale.
         """
         batch, sizes, conv = hidden_states.shape[0], self.sizes, self.conv1d
-        conv_state, ssm_state = layer_states(
+        states = layer_states(
             cache_params,
             self.layer_idx,
             (batch, *conv.weight.shape),  # [B, X, K]
@@ -258,14 +261,30 @@ class QuantMamba2Mixer(QuantMixer):
             torch.float32 if self.state_scale is None else torch.int8,
         )
         in_proj_out, conv_in, conv_out = self.output_scales()
+        recurrence = partial(self._recurrence, conv_in, conv_out)
         u, u_scale = self._in_proj_input(hidden_states)  # int8 [B, L, H]
         z, xBC = self.in_proj(u, u_scale, in_proj_out).split(sizes.in_proj_parts[:2], dim=-1)  # int8 [B, L, D | X]
         dt = self.dt_proj(u, u_scale)  # float32 [B, L, S]
-        xBC = conv(zero_padding(xBC, attention_mask), conv_in, conv_out, conv_state)
-        x, B, C = zero_padding(xBC, attention_mask).split(sizes.conv_parts, dim=-1)  # int8 [B, L, D | G N | G N]
-        y = self._scan(x, dt, sizes.grouped(B), sizes.grouped(C), ssm_state)  # float32 [B, L, D]
+        y = each_row(recurrence, (xBC, dt), states, attention_mask, sizes.d_inner)  # float32 [B, L, D]
         y, y_scale = self._gated_out_proj_input(y, z)  # int8 [B, L, D]
-        return self.out_proj(y, y_scale).to(hidden_states.dtype)  # [B, L, H]
+        return without_gradient(self.out_proj(y, y_scale).to(hidden_states.dtype), hidden_states)  # [B, L, H]
+
+    def _recurrence(
+        self,
+        conv_in: Tensor | None,
+        conv_out: Tensor | None,
+        xBC: Tensor,
+        dt: Tensor,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+    ) -> Tensor:
+        """x | B | C int8 [B, L, X] and dt float32 [B, L, S] -> the scan's output, float32 [B, L, D].
+
+        conv_in, conv_out: the scales of the convolution's input and output [X], as `output_scales` gives them.
+        """
+        xBC = self.conv1d(xBC, conv_in, conv_out, conv_state)  # int8 [B, L, X]
+        x, B, C = xBC.split(self.sizes.conv_parts, dim=-1)  # int8 [B, L, D | G N | G N]
+        return self._scan(x, dt, self.sizes.grouped(B), self.sizes.grouped(C), ssm_state)
 
     def _gated_out_proj_input(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The gated norm of y and z [B, L, D], rotated, and its scale: the static one, [B, L], or None of float."""

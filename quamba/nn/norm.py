@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .gradients import without_gradient
 from .module import QuantModule
 
 
@@ -27,4 +28,5 @@ class FinalNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [..., H] -> float32 [..., H]."""
-        return ops.rms_norm(hidden_states, self.eps) * self.weight.float()
+        y = ops.rms_norm(hidden_states, self.eps) * self.weight.float()
+        return without_gradient(y, hidden_states, self.weight)

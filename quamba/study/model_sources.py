@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint import METHOD, Checkpoint, load_checkpoint, load_tokenizer, resolve_checkpoint
+from ..checkpoint.load import DTYPES as DTYPES  # commands import it from here
+from ..checkpoint.load import saved_dtype
 from ..checkpoint.load_float import quiet_transformers, read_model_config
 from ..checkpoint.state_spaces import convert_config
 from ..errors import QuambaError
 from ..positions import max_positions
 from ..text_config import text_config
 from .result_log import distinct_labels
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,6 @@ class ModelSource:
     def max_positions(self) -> int | None:
         """The longest sequence that the model was made for, None where nothing limits it (Mamba)."""
         return max_positions(self.config)
-
-
-def saved_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
-    """The dtype that a float checkpoint's config.json states, float32 where it states none; None of a quantized one."""
-    if checkpoint.quantization_method is not None:
-        return None
-    stated = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
-    return DTYPES.get(str(stated).removeprefix("torch."), torch.float32)
 
 
 def find_models(

@@ -15,6 +15,7 @@ import quamba
 from quamba.data import read_asset_rows
 from quamba.errors import QuambaError
 from quamba.evaluate.lm_eval import TASKS_DIR, QuambaLM, TaskManager, run_tasks
+from tests.tiny_llama import tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,62 @@ def test_the_registered_model_type_loads_by_name():
     assert model.model.dtype == torch.bfloat16 and model.batch_size == 2
     with pytest.raises(QuambaError, match="unknown dtype 'int8'"):
         QuambaLM("mamba-tiny", dtype="int8")
+
+
+def test_a_checkpoint_is_loaded_in_the_dtype_it_was_saved_in(mamba_tiny, tmp_path):
+    model, tokenizer = quamba.load("mamba-tiny", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "float")
+    tokenizer.save_pretrained(tmp_path / "float")
+    windows = torch.zeros(1, 8, dtype=torch.int64)
+    quantized = quamba.quantize(model, tokenizer, "w8a8", calibration=windows, progress=False)
+    quamba.save(quantized, tokenizer, tmp_path / "quantized")
+    for name in ("float", "quantized"):
+        assert QuambaLM(str(tmp_path / name)).model.dtype == torch.bfloat16
+        assert QuambaLM(str(tmp_path / name), dtype="auto").model.dtype == torch.bfloat16
+        assert QuambaLM(str(tmp_path / name), dtype="float32").model.dtype == torch.float32
+
+
+def test_the_tokenizer_that_is_given_is_used(mamba_tiny, tiny_tokenizer, tmp_path):
+    assert QuambaLM("mamba-tiny", tokenizer=tiny_tokenizer).tokenizer is tiny_tokenizer
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for named in (QuambaLM("mamba-tiny", tokenizer=str(tmp_path)), QuambaLM(mamba_tiny[0], tokenizer=str(tmp_path))):
+        assert named.tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+    own = QuambaLM("mamba-tiny", tokenizer="mamba2-tiny", add_bos_token=False).tokenizer
+    assert own.get_vocab() == mamba_tiny[1].get_vocab()
+    with pytest.raises(QuambaError, match="the tokenizer 'nobody/nothing' cannot be read"):
+        QuambaLM("mamba-tiny", tokenizer="nobody/nothing")
+
+
+def test_hflms_arguments_are_passed_on_or_refused_by_name(mamba_tiny):
+    passed = {"batch_size": 3, "max_batch_size": 5, "max_length": 7, "prefix_token_id": 2, "add_bos_token": True}
+    model = QuambaLM("mamba-tiny", **passed, truncation=True, logits_cache=False, revision="main", parallelize=False)
+    assert (model.batch_size, model.max_batch_size, model.max_length, model.prefix_token_id) == (3, 5, 7, 2)
+    assert model.add_bos_token and model.truncation and not model.logits_cache
+    refused = {"revision": "v2", "trust_remote_code": True, "peft": "x", "parallelize": True, "gguf_file": "x.gguf"}
+    for name, value in (refused | {"max_lenght": 7, "backend": "seq2seq"}).items():
+        for pretrained, tokenizer in (("mamba-tiny", None), mamba_tiny):
+            with pytest.raises(QuambaError, match=rf"'quamba' takes no {name} \(given: {value!r}\)"):
+                QuambaLM(pretrained, tokenizer=tokenizer, **{name: value})
+
+
+def test_arguments_that_could_not_change_a_loaded_model_are_refused(mamba_tiny):
+    model, tokenizer = mamba_tiny
+    assert QuambaLM(model, tokenizer, dtype="float32", device="cpu").model is model
+    for options, message in (
+        ({"dtype": "bfloat16"}, "dtype is bfloat16, and the model that is given is torch.float32"),
+        ({"device": "meta"}, "device is meta, and the model that is given is on cpu"),
+        ({"pretrained_dir": "models"}, "pretrained_dir 'models' does nothing"),
+        ({"tokenizer": None}, "give tokenizer too"),
+    ):
+        with pytest.raises(QuambaError, match=message):
+            QuambaLM(model, **{"tokenizer": tokenizer} | options)
+
+
+def test_no_task_reads_beyond_the_positions(tiny_tokenizer):
+    model = tiny_llama(max_position_embeddings=16)
+    assert QuambaLM(model, tiny_tokenizer).max_length == 16
+    with pytest.raises(QuambaError, match=r"max_length is 17, and this model .* positions for 16 tokens"):
+        QuambaLM(model, tiny_tokenizer, max_length=17)
 
 
 def test_a_task_whose_data_is_on_an_unreachable_hub(mamba_tiny, write_task, without_lm_evals_own_tasks):
