@@ -21,7 +21,7 @@ from .conv1d import QuantConv1d
 from .gradients import without_gradient
 from .linear import QuantLinear
 from .mixer import QuantMixer
-from .states import each_row, layer_states
+from .states import check_options, each_row, layer_states
 from .taps import static_taps
 
 # The activations that are quantized, in the order in which a block computes them:
@@ -51,8 +51,11 @@ class Mamba1Mixer(nn.Module):
         self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated scan output, once out_proj expects it
         self.taps = nn.ModuleDict({name: nn.Identity() for name in TAPS})
 
-    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options
+    ) -> Tensor:
         """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
+        check_options(options)
         batch, D, K, dtype = hidden_states.shape[0], self.d_inner, self.conv1d.weight.shape[-1], hidden_states.dtype
         shapes = {"conv_shape": (batch, D, K), "conv_dtype": torch.float32, "ssm_shape": (batch, D, self.d_state)}
         states = layer_states(cache_params, self.layer_idx, **shapes, device=hidden_states.device)
@@ -170,11 +173,14 @@ class QuantMamba1Mixer(QuantMixer):
             setattr(quantized, f"{name}_scale", scales[name].detach().float().reshape(()).clone())
         return quantized
 
-    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options
+    ) -> Tensor:
         """Hidden states before normalisation, float [B, L, H] -> float32 [B, L, H].
 
         With 8-bit activations what is int8 below is int8, with float ones it is float32 and no tensor has a scale.
         """
+        check_options(options)
         batch, D, N = hidden_states.shape[0], self.d_inner, self.d_state
         conv_shape = (batch, *self.conv1d.weight.shape)  # [B, D, K]
         states = layer_states(

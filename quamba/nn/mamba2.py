@@ -23,7 +23,7 @@ from .conv1d import QuantConv1d
 from .gradients import without_gradient
 from .linear import QuantLinear, split_rows
 from .mixer import QuantMixer
-from .states import each_row, layer_states
+from .states import check_options, each_row, layer_states
 from .taps import STATE_TAP, static_taps
 
 # The activations that are quantized, in the order in which a block computes them: in_proj's input, the gate, the
@@ -96,8 +96,11 @@ class Mamba2Mixer(nn.Module):
         self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated output, once out_proj expects it
         self.taps = nn.ModuleDict({name: nn.Identity() for name in (*TAPS, STATE_TAP)})
 
-    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options
+    ) -> Tensor:
         """Normalised hidden states [B, L, H] -> [B, L, H] in their dtype; convolution and scan run in float32."""
+        check_options(options)
         tap, dtype, sizes = self.taps, hidden_states.dtype, self.sizes
         batch, device = hidden_states.shape[0], hidden_states.device
         conv_shape = (batch, self.conv1d.weight.shape[0], self.conv1d.weight.shape[-1])  # [B, X, K]
@@ -245,11 +248,14 @@ class QuantMamba2Mixer(QuantMixer):
             setattr(quantized, f"{name}_scale", _expanded(scales[name], shape))
         return quantized
 
-    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **_) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options
+    ) -> Tensor:
         """Hidden states before normalisation, float [B, L, H] -> [B, L, H] in their dtype (in Mamba2 float32).
 
         With 8-bit activations what is int8 below is int8, with float ones it is float32 and no tensor has a scale.
         """
+        check_options(options)
         batch, sizes, conv = hidden_states.shape[0], self.sizes, self.conv1d
         states = layer_states(
             cache_params,

@@ -1,12 +1,23 @@
 """The recurrent states of one layer, in transformers' cache and under padding. Dims: as in mamba1.py and mamba2.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ..errors import QuambaError
+
+PACKED = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")  # what separates several sequences of one row
+
+
+def check_options(options: Mapping) -> None:
+    """Raises QuambaError for what a model passes on to its mixers that would change what ours compute."""
+    if packed := [name for name in PACKED if options.get(name) is not None]:
+        raise QuambaError(
+            f"{packed[0]} packs several sequences into one row, and quamba's Mamba blocks would carry the states of "
+            "one into the next: give each sequence a row of its own, padded, with an attention_mask"
+        )
 
 
 def layer_states(
@@ -25,6 +36,11 @@ def layer_states(
     """
     if cache is None:
         return None, None
+    if getattr(cache.layers[layer_idx] if layer_idx < len(cache.layers) else None, "record_past", False):
+        raise QuambaError(
+            "this cache records past states to be cropped later (activate_past_recording, assisted generation), and a "
+            "recurrent state cannot be taken back: give a cache that does not"
+        )
     conv_state = cache.get_conv_state(layer_idx, state_idx=0)
     if conv_state is None:
         cache.update_conv_state(torch.zeros(conv_shape, dtype=conv_dtype, device=device), layer_idx)
