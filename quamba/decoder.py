@@ -1,8 +1,9 @@
-"""Token by token through a Mamba language model, float or quantized: the recurrent states of a batch of sequences.
+"""Token by token through a language model, float or quantized: the recurrent states, or the cache, of a batch.
 
 Dims: B sequences, L tokens of each, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable
 from itertools import chain
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from .architectures import architecture_of
 from .convert import check_architecture, install_float_mixers
 from .errors import QuambaError
 from .graphs import RecordedStep
@@ -18,26 +20,30 @@ from .nn.placement import place_weights
 
 
 class Decoder:
-    """The state of B sequences of equal length, empty at first; its size does not grow with their length, but for the
-    attention layers of a hybrid.
+    """The state of B sequences of equal length, empty at first; its size does not grow with their length, but for
+    attention layers.
 
     transformers' own mixers in a float model are replaced by ours, which share their parameters: the originals forget
     the SSM state where several tokens continue a sequence. A quantized model's weights are laid out for its kernels,
     and a single token goes through all of its blocks as one op, unless it is a hybrid or its blocks have activations
-    of several formats; on a GPU, as a recording of that op's launches. Raises QuambaError for an architecture without
-    mixers here.
+    of several formats; on a GPU, as a recording of that op's launches. A model that is no Mamba runs as transformers
+    runs it, with its own cache. Raises QuambaError for blocks without mixers here, and for a model without a cache.
 
     `prefill_rows`: tokens of all sequences that a prefill computes at once. Memory does not grow with the prompt then,
     and the weights, read once for each chunk, are still a small part of the work.
     """
 
     def __init__(self, model: PreTrainedModel):
+        self._blocks: Callable | None = None  # all blocks as one op for a single token, where one op can be all
+        self._has_blocks = architecture_of(model) is not None
+        if not self._has_blocks:
+            self._take_any(model)
+            return
         try:
             architecture = check_architecture(model)
         except QuambaError as error:
             raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
         mixers = [slot.mixer for slot in mamba_slots(model)]
-        self._blocks: Callable | None = None  # all blocks as one op for a single token, where one op can be all
         if all(isinstance(mixer, architecture.quant_mixer) for mixer in mixers):
             place_weights(model)
             if not hybrid_of(model):
@@ -47,9 +53,21 @@ class Decoder:
         self.model, self.prefill_rows, self._scan_chunk = model, architecture.prefill_rows, architecture.scan_chunk
         self.reset()
 
+    def _take_any(self, model: PreTrainedModel) -> None:
+        """A model without Mamba blocks that this package knows."""
+        accepted = inspect.signature(model.forward).parameters
+        if "past_key_values" not in accepted:
+            raise QuambaError(
+                f"this model cannot be decoded token by token here: {type(model).__name__} takes no past_key_values"
+            )
+        self.model, self._last_only = model, {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        place_weights(model)
+        self.reset()
+
     def reset(self) -> None:
         """Forgets the sequences; the next ones may be of another number."""
-        self._cache = DynamicCache(config=self.model.config)
+        # a model of any other kind makes a cache of its own kind
+        self._cache = DynamicCache(config=self.model.config) if self._has_blocks else None
         self._recorded = RecordedStep(self._step)
         self._batch_size: int | None = None
         self._length = 0  # tokens of each sequence: the positions of a hybrid's attention
@@ -61,7 +79,7 @@ class Decoder:
         """
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise QuambaError(f"input_ids has shape {list(input_ids.shape)}: [sequences, tokens], one or more of each")
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.model.config.get_text_config().vocab_size
         low, high = (int(limit) for limit in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
             outside = low if low < 0 else high
@@ -96,6 +114,8 @@ class Decoder:
     @torch.inference_mode()
     def _forward(self, input_ids: Tensor) -> Tensor:
         """int64 [B, L] -> float32 logits [B, V], a chunk of tokens after the other."""
+        if not self._has_blocks:
+            return self._forward_any(input_ids)
         if hybrid_of(self.model):
             return self._forward_hybrid(input_ids)
         for chunk in self._chunks(input_ids):
@@ -116,6 +136,19 @@ class Decoder:
         """int64 [B, L] in parts of `prefill_rows` tokens of all sequences, or a little fewer, which change nothing."""
         length = max(1, self.prefill_rows // len(input_ids))
         return input_ids.split(length - length % self._scan_chunk or length, dim=1)
+
+    def _forward_any(self, input_ids: Tensor) -> Tensor:
+        """The same through a model of any kind, whose cache knows the positions.
+
+        What continues earlier tokens goes in one by one: some classes forget recurrent states where several come.
+        """
+        if self._cache is not None and input_ids.shape[1] > 1:
+            return [self._forward_any(column) for column in input_ids.split(1, dim=1)][-1]
+        output = self.model(input_ids, past_key_values=self._cache, use_cache=True, **self._last_only)
+        self._cache = getattr(output, "past_key_values", None)
+        if self._cache is None:
+            raise QuambaError(f"{type(self.model).__name__} keeps no cache: it cannot be decoded token by token here")
+        return output.logits[:, -1].float()  # [B, 1 or L, V] -> [B, V]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The final norm's output [B, H] of the last position -> float32 logits [B, V]."""

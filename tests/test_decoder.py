@@ -2,10 +2,21 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 import quamba
-from quamba import QuambaError
+from quamba import QuambaError, quantize
 from quamba.decoder import Decoder
 from quamba.nn.embedding import QuantHead
 from quamba.nn.mamba2 import SCAN_CHUNK
@@ -141,15 +152,37 @@ def test_other_sequences_cannot_continue_these(model, tokens):
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=16, num_attention_heads=2)),
-        lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, intermediate_size=16, num_attention_heads=2)),
-    ],
-    ids=["llama", "qwen2"],
-)
-def test_an_architecture_without_mixers_here_is_refused(build):
-    model = build()
-    with pytest.raises(QuambaError, match=f"cannot be decoded token by token here: .*'{model.config.model_type}'"):
+OTHERS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=16, num_attention_heads=2)),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SIZES, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2)),
+}
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "w8a16"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_of_another_kind_runs_with_its_own_cache(kind, quantized):
+    torch.manual_seed(0)
+    model = OTHERS[kind]().eval()
+    if quantized and kind == "gpt2":
+        pytest.skip("its layers are Conv1D, which are not quantized")
+    if quantized:
+        quantize(model, None, "w8a16", progress=False)
+    ids = torch.randint(32, (2, 9))
+    decoder, whole = Decoder(model), model(ids).logits
+    for _ in range(2):  # again from an empty state
+        parts = [decoder.prefill(ids[:, :4]), decoder.prefill(ids[:, 4:7]), *(decoder.step(ids[:, i]) for i in (7, 8))]
+        for position, logits in zip((3, 6, 7, 8), parts, strict=True):
+            torch.testing.assert_close(logits, whole[:, position], rtol=1e-4, atol=1e-4)
+        decoder.reset()
+    with pytest.raises(QuambaError, match="token id 32 is outside of the model's vocabulary of 32"):
+        decoder.prefill(torch.tensor([[32]]))
+
+
+def test_a_model_without_a_cache_is_refused_by_name():
+    model = RwkvForCausalLM(RwkvConfig(**SIZES | {"num_hidden_layers": 2}))
+    with pytest.raises(QuambaError, match="RwkvForCausalLM takes no past_key_values"):
         Decoder(model)

@@ -154,7 +154,7 @@ def _peak_in_own_process(args: argparse.Namespace, name: str) -> dict:
 
 def _measure(args: argparse.Namespace, figures: list[str], subjects: list[_Subject]) -> dict:
     """All measurements as plain data: times in seconds, sizes in bytes, ratios of the first model to the second."""
-    vocab_size = min(subject.decoder.model.config.vocab_size for subject in subjects)
+    vocab_size = min(subject.decoder.model.config.get_text_config().vocab_size for subject in subjects)
     prompt = random_prompt(vocab_size, args.batch_size, args.prompt_len, args.seed)  # [B, L]
     gen_len = 0 if figures == [TTFT] else args.gen_len
     models = []
