@@ -45,7 +45,8 @@ class CalibrationText:
 
     `data_dir`: a folder or file that holds the data set instead of the hub. `sampling`: "windows" takes sequences of
     the whole text that do not overlap (`token_windows`), "slices" pieces of its long documents, articles of wikitext2,
-    that may (`token_slices`). wikitext2-simple knows no chance: its first sequences, whatever sampling and seed say.
+    or of all documents joined where those are the smaller part, that may (`token_slices`). wikitext2-simple knows no
+    chance: its first sequences, whatever sampling and seed say.
     Raises QuambaError for an unknown sampling.
     """
 

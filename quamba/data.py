@@ -30,12 +30,13 @@ from .text_sources import (
     split_articles,
 )
 from .text_sources import text_sha256 as text_sha256  # others import it from here
-from .token_cache import tokenize
+from .token_cache import TokenizedText, tokenize
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("calibration", "test")
+LONG_SHARE = 0.5  # of a text, that documents must hold to stand for it
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,11 @@ def token_stream(documents: Sequence[str], tokenizer) -> Tensor:
     A tokenizer that has neither token gives the documents without a mark between them. Tokens of large texts are kept
     between runs, see `token_cache`.
     """
-    text = tokenize(documents, tokenizer)
+    return _marked(tokenize(documents, tokenizer), tokenizer)
+
+
+def _marked(text: TokenizedText, tokenizer) -> Tensor:
+    """The tokens of tokenized documents, each behind its mark: int64 [tokens]."""
     mark = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if mark is None:
         return text.tokens
@@ -188,20 +193,14 @@ def token_slices(documents: Sequence[str], tokenizer, seqlen: int, count: int, s
 
     Each is drawn on its own: a document, any of those with at least `seqlen` tokens as likely as another, then any
     place in it. So a slice lies within one document, without a mark, and slices of one document may overlap, unlike
-    those of `token_windows`. The same documents, tokenizer and seed give exactly the same slices everywhere, and a
-    smaller `count` the first of them.
-    Raises QuambaError when no document is long enough.
+    those of `token_windows`. Where documents that are long enough hold less than half of the text (LONG_SHARE), they
+    cannot stand for it: then all documents are joined, as `token_stream` does, and a slice begins at any place of that.
+    The log says which, and how much of the text a slice could come from. The same documents, tokenizer and seed give
+    exactly the same slices everywhere, and a smaller `count` the first of them.
+    Raises QuambaError when the whole text is too short.
     """
     _check_sample(seqlen, count)
-    tokenized = tokenize(documents, tokenizer).documents()
-    long = [tokens for tokens in tokenized if len(tokens) >= seqlen]
-    if not long:
-        longest = max(map(len, tokenized), default=0)
-        raise QuambaError(
-            f"no document of the calibration text has {seqlen} tokens, the longest has {longest}: "
-            "give longer documents or shorter sequences (--calib_seqlen)"
-        )
-    logger.info("slices of %d tokens: %d of %d documents are long enough", seqlen, len(long), len(tokenized))
+    sources = _slice_sources(tokenize(documents, tokenizer), tokenizer, seqlen)
     generator = torch.Generator().manual_seed(seed)
 
     def below(limit: int) -> int:
@@ -209,10 +208,30 @@ def token_slices(documents: Sequence[str], tokenizer, seqlen: int, count: int, s
 
     slices = []
     for _ in range(count):
-        tokens = long[below(len(long))]
+        tokens = sources[below(len(sources))]
         start = below(len(tokens) - seqlen + 1)
         slices.append(tokens[start : start + seqlen])
     return torch.stack(slices)  # [N, L]
+
+
+def _slice_sources(text: TokenizedText, tokenizer, seqlen: int) -> list[Tensor]:
+    """What slices are taken from, int64 [seqlen or more] each: the long documents, or all of them as one."""
+    documents = text.documents()
+    long = [tokens for tokens in documents if len(tokens) >= seqlen]
+    share = sum(map(len, long)) / max(1, len(text.tokens))
+    counts = (seqlen, len(long), len(documents), 100 * share)
+    if share >= LONG_SHARE:
+        level = logging.INFO if len(long) == len(documents) else logging.WARNING
+        logger.log(level, "slices of %d tokens: from %d of %d documents, with %.0f %% of the text", *counts)
+        return long
+    stream = _marked(text, tokenizer)
+    _distinct_sequences(stream, seqlen, 1)
+    logger.warning(
+        "slices of %d tokens: only %d of %d documents are so long, with %.0f %% of the text: all are joined, and "
+        "slices run across their ends",
+        *counts,
+    )
+    return [stream]
 
 
 def first_windows(documents: Sequence[str], tokenizer, seqlen: int, count: int) -> Tensor:

@@ -163,17 +163,44 @@ def numbered(lengths: list[int]) -> list[str]:
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), seqlen=st.integers(1, 30), seed=st.integers(0, 99))
-def test_a_slice_is_a_piece_of_one_document_that_is_long_enough(lengths, seqlen, seed):
-    documents = numbered(lengths)
-    if max(lengths) < seqlen:
-        with pytest.raises(QuambaError, match=f"no document .* has {seqlen} tokens, the longest has {max(lengths)}:"):
+def test_a_slice_is_a_piece_of_a_long_document_or_of_all_where_those_hold_too_little(lengths, seqlen, seed):
+    documents, long = numbered(lengths), sum(length for length in lengths if length >= seqlen)
+    joined = "0 " + " 0 ".join(documents)  # 0 is the mark
+    if 2 * long < sum(lengths) and sum(lengths) + len(lengths) < seqlen:
+        with pytest.raises(QuambaError, match=f"fewer than one sequence of {seqlen}"):
             data.token_slices(documents, WordTokenizer(), seqlen, 1, seed)
         return
     slices = data.token_slices(documents, WordTokenizer(), seqlen, 5, seed)
     assert slices.shape == (5, seqlen) and slices.dtype == torch.int64
     for piece in slices.tolist():
         text = f" {' '.join(map(str, piece))} "
-        assert any(text in f" {document} " for document in documents)  # and so without a mark, which is 0
+        sources = documents if 2 * long >= sum(lengths) else [joined]
+        assert any(text in f" {source} " for source in sources)
+
+
+def test_long_documents_that_are_the_smaller_part_of_a_text_do_not_stand_for_it(caplog):
+    """3 documents of 60 tokens among 503, the others of 20: they hold 2 % of the text."""
+    documents = numbered([20] * 250 + [60] * 3 + [20] * 250)
+    slices = data.token_slices(documents, WordTokenizer(), seqlen=50, count=200)
+    parts = (slices.amax(dim=1) - 1) // 1000  # where in the text a slice is
+    assert parts.unique().tolist() == list(range(11))
+    assert "only 3 of 503 documents are so long, with 2 % of the text: all are joined" in caplog.text
+
+
+def test_short_documents_alone_are_joined(caplog):
+    slices = data.token_slices(numbered([5] * 40), WordTokenizer(), seqlen=32, count=60)
+    assert slices.unique().numel() > 190  # of 200 tokens and the mark
+    assert "only 0 of 40 documents are so long, with 0 % of the text" in caplog.text
+
+
+def test_what_slices_are_taken_from_is_said(caplog):
+    caplog.set_level("INFO")
+    data.token_slices(numbered([40, 30]), WordTokenizer(), seqlen=30, count=1)
+    data.token_slices(numbered([40, 10, 10]), WordTokenizer(), seqlen=30, count=1)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "slices of 30 tokens: from 2 of 2 documents, with 100 % of the text"),
+        ("WARNING", "slices of 30 tokens: from 1 of 3 documents, with 67 % of the text"),
+    ]
 
 
 def test_slices_depend_on_the_seed_alone_and_fewer_are_the_first_ones():
