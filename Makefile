@@ -2,6 +2,7 @@
 # make bench: speed and memory beside transformers and llama.cpp, an hour and more; once before that, half an hour more
 # to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
 # make cuda-check: compile the CUDA kernels with nvcc, no GPU needed; registers and spills in build/cuda-check.log.
+# CUDA kernels are built where nvcc and a GPU are; QUAMBA_CUDA=1 make build builds them without one, 0 leaves them out.
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ RUN_BENCH := $(VENV_BENCH)/bin/python
 demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
 
-test: build
+test: $(VENV)/built-for-tests
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(JOBS)
 
 bench: build $(VENV_BENCH)/installed
@@ -43,12 +44,29 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/built: $(VENV)/installed setup.py tools/build_cuda.py $(wildcard csrc/*/*)
+# builds with the environment $(1) and the options $(2), and says $(3)
+define build_kernels
 	@c++ --version > /dev/null 2>&1 || { echo "a C++ compiler is needed: GCC 11 or newer"; exit 1; }
-	@echo "building the kernels (a minute or two, twice that where nvcc is; the compiler's output is in $(VENV)/build.log)"
-	@MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || \
+	@echo "building the kernels ($(3); the compiler's output is in $(VENV)/build.log)"
+	@$(1) MAX_JOBS=$(JOBS) $(RUN) setup.py --quiet build_ext --inplace $(2) > $(VENV)/build.log 2>&1 || \
 		{ tail -n 40 $(VENV)/build.log; echo "the build failed"; exit 1; }
+endef
+
+SOURCES := setup.py tools/build_cuda.py $(wildcard csrc/*/*)
+
+# asked for, and no earlier build made them
+ifeq ($(QUAMBA_CUDA)$(wildcard quamba/_C_cuda*.so),1)
+.PHONY: $(VENV)/built $(VENV)/built-for-tests
+endif
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(call build_kernels,,,a minute)
 	@touch $@
+
+# the tests of CUDA kernels run an emulation of them, compiled beside the rest
+$(VENV)/built-for-tests: $(VENV)/installed $(SOURCES)
+	$(call build_kernels,QUAMBA_EMULATED=1,--parallel $(JOBS),a minute or two)
+	@touch $(VENV)/built $@
 
 # no cache: a wheel from there may have been compiled for another processor, or without the header
 $(VENV_BENCH)/installed: requirements-bench.txt benchmarks/speed/amx_tile_config.h
@@ -62,4 +80,4 @@ $(VENV_BENCH)/installed: requirements-bench.txt benchmarks/speed/amx_tile_config
 	@touch $@
 
 clean:
-	rm -rf build quamba/*.so $(VENV)/built
+	rm -rf build quamba/*.so $(VENV)/built $(VENV)/built-for-tests

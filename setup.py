@@ -1,4 +1,4 @@
-"""Builds quamba._C, the CPU kernels, and the libraries of csrc/cuda (tools/build_cuda.py). Metadata: pyproject.toml."""
+"""Builds quamba._C, the CPU kernels, and what is asked for of csrc/cuda (tools/build_cuda.py). Metadata: pyproject.toml."""
 
 import sys
 from pathlib import Path
@@ -19,8 +19,10 @@ setup(
             depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*")),
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
             # -ffp-contract=off: kernels spell their fused multiply-adds, see vec.h
+            # -g0: Python's own flags ask for debugging symbols, which take as long as the compilation itself
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-fopenmp",
                 "-fno-math-errno",
                 "-ffp-contract=off",

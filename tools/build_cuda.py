@@ -1,12 +1,13 @@
 """Builds the libraries of csrc/cuda: quamba._C_cuda with nvcc, quamba._C_emulated (the same kernels) with C++.
 
 As a program it is `make cuda-check`: compiles every .cu for ARCHITECTURES, no GPU needed, warnings being errors, and
-leaves the registers and spills of each kernel in a log. While a kernel is written, `python -m tools.build_cuda
---library _C_emulated` builds in seconds what its tests run.
+leaves the registers and spills of each kernel in a log. `python -m tools.build_cuda --library _C_emulated` builds what
+the tests of these kernels run.
 
-QUAMBA_CUDA=1 makes nvcc a requirement, 0 leaves _C_cuda out; without it, nvcc on PATH decides. TORCH_CUDA_ARCH_LIST
-names the architectures of _C_cuda; MAX_JOBS limits parallel compilations. An object is compiled again when its command,
-or a file that it includes, has changed.
+QUAMBA_CUDA=1 builds _C_cuda and makes nvcc a requirement, 0 leaves it out; without it, a GPU with nvcc on PATH decides:
+compiling takes minutes. QUAMBA_EMULATED=1, which `make test` sets, builds _C_emulated. What an earlier build has made is
+kept up to date. TORCH_CUDA_ARCH_LIST names the architectures of _C_cuda; MAX_JOBS limits parallel compilations. An
+object is compiled again when its command, or a file that it includes, has changed.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from setuptools import Extension
 from torch.utils.cpp_extension import BuildExtension
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "quamba"
 SOURCES = ROOT / "csrc/cuda"
 OBJECTS = ROOT / "build/cuda"  # of both libraries: what cuda-check has compiled, a build need not compile again
+DRIVER = Path("/proc/driver/nvidia/version")
 ARCHITECTURES = "8.0;9.0+PTX"
 TORCH = Path(torch.__file__).parent
 INCLUDES = ["-isystem", str(TORCH / "include"), "-isystem", sysconfig.get_paths()["include"]]
@@ -94,13 +97,30 @@ def compile_units(units: list[Unit]) -> str:
         return "\n".join(pool.map(Unit.run, units))
 
 
+def switch(name: str, off: str, on: str) -> bool | None:
+    """What an environment variable that is 0 or 1 asks for; None where it is not set. Raises BuildError on others."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise BuildError(f"{name} must be 0 ({off}) or 1 ({on}), got {value!r}")
+    return None if value == "" else value == "1"
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is here: torch sees one, or the driver does, which a torch for CPUs cannot ask."""
+    return torch.cuda.is_available() or DRIVER.exists()
+
+
+def is_built(name: str) -> bool:
+    """Whether quamba/ has a library of that name, which a build that left it as it is would make a stale one."""
+    return any(PACKAGE.glob(f"{name}.*so"))
+
+
 def find_nvcc() -> str | None:
     """nvcc, where a build with CUDA kernels is wanted and possible. Raises BuildError if it is required and missing."""
-    wanted = os.environ.get("QUAMBA_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        raise BuildError(f"QUAMBA_CUDA must be 0 (no CUDA kernels) or 1 (required), got {wanted!r}")
-    nvcc = None if wanted == "0" else shutil.which("nvcc")
-    if wanted == "1" and nvcc is None:
+    required = switch("QUAMBA_CUDA", "no CUDA kernels", "required")
+    wanted = has_gpu() or is_built("_C_cuda") if required is None else required
+    nvcc = shutil.which("nvcc") if wanted else None
+    if required and nvcc is None:
         raise BuildError("QUAMBA_CUDA=1 needs nvcc on PATH: install the CUDA toolkit, 12.0 or newer")
     return nvcc
 
@@ -180,12 +200,14 @@ class BuildKernels(BuildExtension):
 
 
 def libraries() -> list[Extension]:
-    """The kernel libraries to build here: `_C_emulated`, and `_C_cuda` where nvcc is."""
+    """The kernel libraries to build here: `_C_cuda` and `_C_emulated`, each where it is asked for (see above)."""
     try:
         nvcc = find_nvcc()
+        asked = switch("QUAMBA_EMULATED", "no emulation", "build it, for tests")
     except BuildError as error:
         sys.exit(f"error: {error}")
-    found = [KernelLibrary("quamba._C_emulated")]
+    emulated = is_built("_C_emulated") if asked is None else asked
+    found = [KernelLibrary("quamba._C_emulated")] if emulated else []
     return [*found, KernelLibrary("quamba._C_cuda", nvcc)] if nvcc else found
 
 
@@ -215,7 +237,7 @@ def main() -> None:
         if arguments.library is None:
             print(check(nvcc, arguments.log))
         else:
-            target = ROOT / "quamba" / (arguments.library + sysconfig.get_config_var("EXT_SUFFIX"))
+            target = PACKAGE / (arguments.library + sysconfig.get_config_var("EXT_SUFFIX"))
             KernelLibrary(arguments.library, nvcc if arguments.library == "_C_cuda" else None).build(target)
     except BuildError as error:
         sys.exit(f"error: {error}")

@@ -1,8 +1,10 @@
 // What every op of this folder checks of its arguments, and how it splits work over threads.
 #pragma once
 
-#include <ATen/ATen.h>
+// not <ATen/ATen.h>: the declarations of every operator double the time that a file takes to compile
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include "kernels.h"
 

@@ -1,6 +1,8 @@
 // The linear ops, of int8 or uint4 weights and int8 or float inputs: checks and registration. Kernels: linear_w8.h,
 // linear_w4.h, linear_amx.h, linear_amx_float.h.
 
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include "linear_result.h"

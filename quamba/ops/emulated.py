@@ -33,7 +33,13 @@ for _name, _schema in SCHEMAS.items():
 for _name, _schema in PROBES.items():
     _libraries["quamba_probe"].define(_name + _schema)
 
-from .. import _C_emulated  # noqa: E402, F401  registers the kernels
+try:
+    from .. import _C_emulated  # noqa: F401  registers the kernels
+except ImportError as error:
+    raise ImportError(
+        f"the emulation of the CUDA kernels, which their tests run, is not built or does not load ({error}). Build it "
+        "with `make test` or `python -m tools.build_cuda --library _C_emulated`."
+    ) from error
 
 for _name, _op in COMPOSED.items():
     _libraries["quamba_emulated"].impl(_name, partial(_op, torch.ops.quamba_emulated), "CPU")

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from quamba.ops import emulated  # noqa: F401  defines torch.ops.quamba_emulated
+try:
+    from quamba.ops import emulated  # noqa: F401  defines torch.ops.quamba_emulated
+except ImportError as error:
+    raise pytest.UsageError(f"tests/cuda: {error}") from error
 
 from .platforms import DEVICES, Kernels
 
