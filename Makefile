@@ -41,7 +41,8 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned requirements into $(VENV)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@# not compiled to bytecode: that takes as long as the rest of the installation, for modules that nothing imports
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
 # builds with the environment $(1) and the options $(2), and says $(3)

@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
+from benchmarks.made_by import LIBRARIES, PACKAGE, sources_sha256
 from quamba.activations import open_activations
 from quamba.calibration import calibrate, default_text, model_fingerprint
 from quamba.convert import install_float_mixers
@@ -65,7 +66,8 @@ class Study:
     """One float model, transformed, and what was measured of it so far."""
 
     def __init__(self, work: Path, windows: int):
-        self.work, self.window_count = work, windows
+        made_by = sources_sha256("benchmarks/observer_study.py", *PACKAGE, *LIBRARIES, "quamba/assets/*/*.safetensors")
+        self.work, self.window_count = work / made_by[:16], windows  # other code measures other results
         self.work.mkdir(parents=True, exist_ok=True)
 
     @cached_property

@@ -4,10 +4,10 @@ As a program it is `make cuda-check`: compiles every .cu for ARCHITECTURES, no G
 leaves the registers and spills of each kernel in a log. `python -m tools.build_cuda --library _C_emulated` builds what
 the tests of these kernels run.
 
-QUAMBA_CUDA=1 builds _C_cuda and makes nvcc a requirement, 0 leaves it out; without it, a GPU with nvcc on PATH decides:
-compiling takes minutes. QUAMBA_EMULATED=1, which `make test` sets, builds _C_emulated. What an earlier build has made is
+QUAMBA_CUDA=1 builds _C_cuda and makes nvcc a requirement, 0 leaves it out; without it, a GPU and nvcc decide: compiling
+takes minutes. QUAMBA_EMULATED=1, which `make test` sets, builds _C_emulated. What an earlier build has made is
 kept up to date. TORCH_CUDA_ARCH_LIST names the architectures of _C_cuda; MAX_JOBS limits parallel compilations. An
-object is compiled again when its command, or a file that it includes, has changed.
+object is compiled again when its command, its compiler, torch, or a file that it includes has changed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ class Unit:
     def run(self) -> str:
         """The compiler's messages; those of last time where nothing has changed. Raises BuildError."""
         record, log = self.target.with_suffix(".d"), self.target.with_suffix(".log")
-        line = shlex.join(self.command)
+        line = f"{shlex.join(self.command)}  # {toolchain(self.command[0])}"
         if self._is_current(line):
             return log.read_text()
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,13 @@ class Unit:
         inputs = shlex.split(record.read_text().replace("\\\n", " ").partition(":")[2])
         built = self.target.stat().st_mtime
         return all((ROOT / path).exists() and (ROOT / path).stat().st_mtime <= built for path in inputs)
+
+
+@cache
+def toolchain(compiler: str) -> str:
+    """The versions of torch and of the compiler: what an object depends on beside its command and our sources."""
+    asked = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return f"torch {torch.__version__}, {' '.join(asked.stdout.split())}"
 
 
 def compile_units(units: list[Unit]) -> str:

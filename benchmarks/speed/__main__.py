@@ -4,7 +4,7 @@
     python -m benchmarks.speed --quick                          # 130m, two prompts, 3 rounds: a few minutes
     python -m benchmarks.speed --shapes 370m --systems w4a8,Q4_0 --resume
     python -m benchmarks.speed --table [--readme README.md]     # only the table of what was measured
-    python -m benchmarks.speed --check                          # do all of them compute the same logits?
+    python -m benchmarks.speed --check [--shapes 130m]          # do all of them compute the same logits?
 
 Every round of a case asks every system once; the figures are medians over the rounds, with quartiles. A case of more
 tokens (batch x prompt) than its shape's bound, 2048 at 130m to 512 at 1.4b, is left out without --full. transformers,
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .growth import PROMPTS as GROWTH_PROMPTS
 from .run import Options, check, measure, show
-from .shapes import SHAPES
+from .shapes import CHECKED, MEASURED, SHAPES
 from .systems import SYSTEMS, System
 from .worker import ROOT, WorkerError
 
@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = sorted({name for system in SYSTEMS for name in (system.system, system.scheme, system.name)})
-    parser.add_argument("--shapes", type=names(SHAPES), help=f"of {', '.join(SHAPES)} (all)")
+    parser.add_argument("--shapes", type=names(SHAPES), help=f"of {', '.join(SHAPES)} (all but the tiny ones)")
     parser.add_argument("--systems", type=names(known), help="systems, schemes or SYSTEM:SCHEME (all)")
     parser.add_argument("--batches", type=counts, help="sequences at once (1,8)")
     parser.add_argument("--prompts", type=counts, help="tokens of a prompt (128,512,2048)")
@@ -82,16 +82,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models", type=Path, default=ROOT / "build" / "bench" / "models", help="where models are kept"
     )
-    parser.add_argument("--rebuild", action="store_true", help="make the models anew, for a changed checkpoint format")
+    parser.add_argument("--rebuild", action="store_true", help="make the models anew; changed code does so by itself")
     parser.add_argument("--table", action="store_true", help="print the table of the output, measure nothing")
     parser.add_argument("--readme", type=Path, help="also put the table between the marker comments of this file")
-    parser.add_argument("--check", action="store_true", help="compare logits instead of measuring")
+    parser.add_argument("--check", action="store_true", help="compare logits, of the tiny shapes by default")
     return parser.parse_args(arguments)
 
 
 def options_of(args: argparse.Namespace) -> Options:
     """What was asked for, with the defaults of a quick or a usual run in place of what was not."""
-    shapes, prompts, rounds = (["130m"], [128, 512], 3) if args.quick else (list(SHAPES), [128, 512, 2048], 5)
+    shapes, prompts, rounds = (["130m"], [128, 512], 3) if args.quick else (list(MEASURED), [128, 512, 2048], 5)
+    shapes = list(CHECKED) if args.check else shapes
     return Options(
         shapes=[SHAPES[name] for name in args.shapes or shapes],
         systems=chosen_systems(args.systems),

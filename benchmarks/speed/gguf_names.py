@@ -17,7 +17,7 @@ BLOCK_TENSORS = {
     "mixer.conv1d.weight": "ssm_conv1d.weight",  # [D, 1, K] -> [D, K]; Mamba2 [X, 1, K]
     "mixer.conv1d.bias": "ssm_conv1d.bias",
     "mixer.A_log": "ssm_a",  # [D, N], as A = -exp(A_log); Mamba2 [S] -> [S, 1]
-    "mixer.D": "ssm_d",  # Mamba2 [S] -> [S, 1]
+    "mixer.D": "ssm_d",  # [D]; Mamba2 [S] -> [S, 1]
     "mixer.out_proj.weight": "ssm_out.weight",  # [H, D]
     "mixer.x_proj.weight": "ssm_x.weight",  # Mamba: [R + 2N, D]
     "mixer.dt_proj.weight": "ssm_dt.weight",  # Mamba: [D, R]
@@ -66,12 +66,15 @@ def tensor_name(name: str) -> str | None:
     return f"blk.{layer[1]}.{BLOCK_TENSORS[layer[2]]}" if layer else MODEL_TENSORS[name]
 
 
-def convert_tensor(name: str, tensor: np.ndarray) -> np.ndarray:
-    """The float32 values that the GGUF file holds for a tensor of transformers' checkpoint."""
+def convert_tensor(name: str, tensor: np.ndarray, model_type: str) -> np.ndarray:
+    """The float32 values that the GGUF file holds for a tensor of transformers' checkpoint.
+
+    `model_type`: mamba or mamba2, as config.json names it. D has one axis in both, and llama.cpp wants two of Mamba2's.
+    """
     tensor = np.asarray(tensor, np.float32)
-    if name.endswith("A_log"):
+    if name.endswith(".A_log"):
         tensor = -np.exp(tensor)
-    if name.endswith((".A_log", ".D")) and tensor.ndim == 1:
+    if name.endswith((".A_log", ".D")) and model_type == "mamba2":
         return tensor[:, None]  # [S] -> [S, 1]
     if name.endswith("mixer.norm.weight"):
         return tensor[None]  # [D] -> [1, D]

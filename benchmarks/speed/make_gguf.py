@@ -10,17 +10,12 @@ import os
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 from safetensors import safe_open
 
 from .gguf_names import convert_tensor, metadata, tensor_name
 
-FILE_TYPES = {
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-}
+FILE_TYPES = ("Q8_0", "Q4_0", "Q4_K_M")  # that llama.cpp makes of a float file
 
 
 def write_float(checkpoint: Path, target: Path) -> None:
@@ -34,7 +29,8 @@ def write_float(checkpoint: Path, target: Path) -> None:
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
                 if (renamed := tensor_name(name)) is not None:
-                    writer.add_tensor(renamed, np.ascontiguousarray(convert_tensor(name, tensors.get_tensor(name))))
+                    converted = convert_tensor(name, tensors.get_tensor(name), config["model_type"])
+                    writer.add_tensor(renamed, np.ascontiguousarray(converted))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -43,8 +39,10 @@ def write_float(checkpoint: Path, target: Path) -> None:
 
 def quantize(source: Path, target: Path, file_type: str) -> None:
     """A quantized copy, as llama.cpp makes them: it chooses the format of each tensor itself."""
+    import llama_cpp  # only .venv-bench has it, and float files need none
+
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = FILE_TYPES[file_type]
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}")
     parameters.nthread = os.cpu_count()
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
         raise SystemExit(f"llama.cpp could not write {target.name}: its messages stand above")

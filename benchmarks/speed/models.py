@@ -1,13 +1,56 @@
-"""The models of a shape on the disk: random float weights, ours and llama.cpp's made from them. Made once, kept."""
+"""The models of a shape on the disk: random float weights, ours and llama.cpp's made from them.
 
+Made once, and kept while the code that makes them is what it was: beside each lies a file that ends in `.made-by` and
+holds the hash of that code. A model without one was written in part, or by code that has changed, and is made anew.
+"""
+
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..made_by import LIBRARIES, PACKAGE, sources_sha256
 from .shapes import Shape
-from .systems import BENCH_PYTHON, System
+from .systems import BENCH_PYTHON, SYSTEMS, System
 from .worker import ROOT, WorkerError
+
+HERE = "benchmarks/speed"
+FLOAT, FLOAT_GGUF, PARTIAL_GGUF = "float", "F32.gguf", "partial.gguf"
+FLOAT_SOURCES = (f"{HERE}/make_model.py", f"{HERE}/shapes.py", *LIBRARIES)
+GGUF_SOURCES = (f"{HERE}/make_gguf.py", f"{HERE}/gguf_names.py", "requirements-bench.txt")
+# what may lie in a shape's folder; nothing else there is touched
+NAMES = {system.file for system in SYSTEMS} | {FLOAT, FLOAT_GGUF, PARTIAL_GGUF}
+
+
+def made_by(path: Path) -> str:
+    """The hash of the code that makes the model of that name today."""
+    if path.name == FLOAT:
+        return sources_sha256(*FLOAT_SOURCES)
+    return sources_sha256(*FLOAT_SOURCES, *(GGUF_SOURCES if path.suffix == ".gguf" else PACKAGE))
+
+
+def is_current(path: Path) -> bool:
+    """Whether a model is there, whole, and made by today's code."""
+    record = _record(path)
+    return path.exists() and record.exists() and record.read_text() == made_by(path)
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.made-by")
+
+
+def _forget_stale(folder: Path) -> None:
+    """Removes what other code has made, and what was written in part, and with a float model what was made from it."""
+    float_is_current = is_current(folder / FLOAT)
+    for path in (folder / name for name in NAMES):
+        if float_is_current and is_current(path):
+            continue
+        _record(path).unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def prepare(
@@ -19,10 +62,12 @@ def prepare(
     """
     folder = models / shape.name
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "float"
-    if not (source / "tokenizer.json").exists():  # written last
+    _forget_stale(folder)
+    source = folder / FLOAT
+    if not source.exists():
         announce(f"{shape.name}: random weights")
-        _run(_make_model(shape, "float", source), log)
+        _run(_make_model(shape, FLOAT, source), log)
+        _record(source).write_text(made_by(source))
     failed = {}
     for group in _groups([system for system in systems if not system.path(models, shape).exists()]):
         announce(f"{shape.name}: {', '.join(system.name for system in group)}")
@@ -32,10 +77,17 @@ def prepare(
             command = [str(BENCH_PYTHON), "-m", "benchmarks.speed.make_gguf", str(source), str(folder), *schemes]
         else:
             command = _make_model(shape, first, folder / first, "--float", str(source))
+        reason = "it was not written"
         try:
             _run(command, log)
         except WorkerError as error:
-            failed |= {system: str(error) for system in group if not system.path(models, shape).exists()}
+            reason = str(error)
+        for system in group:
+            path = system.path(models, shape)  # whole or absent
+            if path.exists():
+                _record(path).write_text(made_by(path))
+            else:
+                failed[system] = reason
     return failed
 
 

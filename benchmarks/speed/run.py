@@ -76,10 +76,7 @@ class Results:
 
 def measure(options: Options) -> bool:
     """Everything that is asked for and fits into memory; whether nothing failed."""
-    if not BENCH_PYTHON.exists():
-        raise OSError(
-            "llama.cpp is not installed: `make .venv-bench/installed` builds it (half an hour), or `make bench`"
-        )
+    _require_llama(options.systems)
     commit = machine.commit()  # now: the rows that are saved make the working tree dirty
     _forget_models(options)
     results = Results(options)
@@ -95,6 +92,14 @@ def measure(options: Options) -> bool:
     for text in options.notes:
         console.print(f"[yellow]not measured: {text}[/yellow]", highlight=False)
     return not options.failed
+
+
+def _require_llama(systems: list[System]) -> None:
+    """Raises OSError where a system of llama.cpp's is among them and llama.cpp is not installed."""
+    if any(system.system == "llama.cpp" for system in systems) and not BENCH_PYTHON.exists():
+        raise OSError(
+            "llama.cpp is not installed: `make .venv-bench/installed` builds it (half an hour), or `make bench`"
+        )
 
 
 def _forget_models(options: Options) -> None:
@@ -180,7 +185,7 @@ def _growth(options: Options, results: Results) -> None:
     if not candidates or shape is None:
         return
     cases = [Case(shape.name, 1, prompt) for prompt in options.growth_prompts]
-    ready = [s for s in candidates if s.path(options.models, shape).exists()]
+    ready = [s for s in candidates if models.is_current(s.path(options.models, shape))]
     left = [case for case in cases if rounds.missing(ready[:1], case, results.done)]
     if not left:
         return
@@ -194,7 +199,7 @@ def _memory(options: Options, results: Results) -> None:
     scheme, name = MEMORY_FIGURE
     system = next((s for s in options.systems if (s.system, s.scheme) == ("quamba", scheme)), None)
     shape = next((shape for shape in options.shapes if shape.name == name), None)
-    if system is None or shape is None or not system.path(options.models, shape).exists():
+    if system is None or shape is None or not models.is_current(system.path(options.models, shape)):
         return
     with console.status(f"memory of a process that serves {name} {scheme}"):
         try:
@@ -204,12 +209,14 @@ def _memory(options: Options, results: Results) -> None:
 
 
 def check(options: Options) -> int:
-    """Prints how far the logits of every system are from transformers'; 1 where full precision disagrees."""
+    """Prints how far the logits of every system are from transformers'; 1 where one is missing or differs."""
+    systems = logits_check.systems_to_check(options.systems)
+    _require_llama(systems)
     _forget_models(options)
     agrees = True
-    for shape in options.shapes[:1]:
-        with _loaded(shape, logits_check.systems_to_check(options.systems), options) as workers:
-            lines, same = logits_check.compare(workers, shape)
+    for shape in options.shapes:
+        with _loaded(shape, systems, options) as workers:
+            lines, same = logits_check.compare(workers, shape, systems)
         print("\n".join(lines))
         agrees &= same
     return 0 if agrees else 1

@@ -39,7 +39,7 @@ class TransformersModel:
     """A float checkpoint as transformers runs it, in one dtype."""
 
     def __init__(self, path: str, dtype: torch.dtype):
-        model = transformers.MambaForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
         self.model = model.eval().requires_grad_(False)
         self.cache = None
 

@@ -42,23 +42,29 @@ def test_an_unknown_tensor_is_an_error():
 
 
 def test_a_is_minus_the_exponential_of_its_logarithm():
-    found = convert_tensor("backbone.layers.0.mixer.A_log", np.log([[1.0, 2.0, 16.0]]))
+    found = convert_tensor("backbone.layers.0.mixer.A_log", np.log([[1.0, 2.0, 16.0]]), "mamba")
     np.testing.assert_allclose(found, [[-1, -2, -16]], rtol=1e-6)
 
 
 def test_the_convolution_loses_its_middle_axis():
     weight = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
-    np.testing.assert_array_equal(convert_tensor("backbone.layers.0.mixer.conv1d.weight", weight), weight[:, 0])
+    found = convert_tensor("backbone.layers.0.mixer.conv1d.weight", weight, "mamba")
+    np.testing.assert_array_equal(found, weight[:, 0])
 
 
 def test_what_mamba2_has_per_head_is_a_column_and_its_gated_norm_a_row():
     for name in ("A_log", "D"):
-        assert convert_tensor(f"backbone.layers.0.mixer.{name}", np.ones(4)).shape == (4, 1)
-    assert convert_tensor("backbone.layers.0.mixer.norm.weight", np.ones(6)).shape == (1, 6)
+        assert convert_tensor(f"backbone.layers.0.mixer.{name}", np.ones(4), "mamba2").shape == (4, 1)
+    assert convert_tensor("backbone.layers.0.mixer.norm.weight", np.ones(6), "mamba2").shape == (1, 6)
+
+
+def test_mambas_d_is_a_vector():
+    """llama.cpp refuses the file otherwise: D is one number a channel there, in both architectures of transformers."""
+    assert convert_tensor("backbone.layers.0.mixer.D", np.ones(4), "mamba").shape == (4,)
 
 
 def test_everything_is_float32():
-    assert convert_tensor("backbone.norm_f.weight", np.ones(4, np.float16)).dtype == np.float32
+    assert convert_tensor("backbone.norm_f.weight", np.ones(4, np.float16), "mamba").dtype == np.float32
 
 
 def test_the_keys_hold_the_sizes_of_the_config(tiny_mamba):

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.speed.__main__ import chosen_systems, options_of, parse
-from benchmarks.speed.shapes import SHAPES, Case
+from benchmarks.speed.shapes import CHECKED, MEASURED, SHAPES, Case
 from benchmarks.speed.systems import SYSTEMS, fitting
 
 
@@ -19,8 +19,14 @@ def test_a_system_a_scheme_or_both_choose_systems():
 
 def test_defaults_are_every_shape_and_five_rounds():
     options = options_of(parse([]))
-    assert [shape.name for shape in options.shapes] == list(SHAPES)
+    assert [shape.name for shape in options.shapes] == list(MEASURED)
     assert (options.batches, options.prompts, options.rounds) == ([1, 8], [128, 512, 2048], 5)
+
+
+def test_a_check_is_of_the_tiny_shapes_of_every_architecture_unless_others_are_named():
+    assert [shape.name for shape in options_of(parse(["--check"])).shapes] == list(CHECKED)
+    assert {s.model_type for s in CHECKED.values()} == {s.model_type for s in MEASURED.values()}
+    assert [shape.name for shape in options_of(parse(["--check", "--shapes", "130m"])).shapes] == ["130m"]
 
 
 def test_what_is_asked_for_wins_over_quick():
