@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..errors import QuambaError
 from .grid import Grid
-from .statistics import InputStatistics, compact_rows
+from .statistics import InputStatistics, compact_rows, dead_channels
 
-SCALE_MIN = 1e-5  # of a channel that is never on
+SCALE_MIN = 1e-5
 TEMPORARY_BYTES = 256 * 2**20  # of what a search holds at once beside the weight and the sample
 TEMPORARIES = 8  # tensors of a chunk's shape that are alive at once
 
@@ -52,11 +52,17 @@ class AwqResult:
 
 
 def channel_scales(salience: Tensor, alpha: float) -> Tensor:
-    """salience^alpha of each channel, at least 1e-5; float32 [I] -> float32 [I]; all ones where alpha is 0.
+    """Return salience^alpha of each channel, at least 1e-5; float32 [I] -> float32 [I]; all ones where alpha is 0.
 
     Nothing is added before the power: inputs are often small, and an offset would hide which of them are the larger.
+    A channel that is never excited (see `dead_channels`) has the scale of a typical one, the geometric mean: its
+    weights neither vanish beside the others of their group nor cost them resolution.
     Raises QuambaError where a scale is not finite.
     """
+    dead = dead_channels(salience)
+    if bool(dead.any()):
+        typical = salience[~dead].log().mean().exp() if not bool(dead.all()) else torch.ones_like(salience[0])
+        salience = torch.where(dead, typical, salience)
     scales = salience.pow(alpha).clamp(min=SCALE_MIN)
     if not bool(scales.isfinite().all()):
         raise QuambaError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import QuambaError
 from .awq import TEMPORARIES, ScaledStatistics, row_chunks
 from .grid import Grid
-from .statistics import InputStatistics, compact_rows
+from .statistics import InputStatistics, compact_rows, dead_channels
 
 
 @torch.no_grad()
@@ -35,7 +35,8 @@ def clip_weight(
     scaled input. The range of a group is [-r a, r a]: a is its largest magnitude, and r the ratios 1 - i / n_grid down
     to 1 - max_shrink; so the longer side of an uneven group is cut first. The least |X_g (W_g - Wq_g)^T|^2 on the
     sampled rows wins, where Wq_g is the clamped W_g rounded to nearest; of equal errors the larger range. max_shrink 0
-    gives the weight as it is.
+    gives the weight as it is. No range cuts a weight whose input is never excited: the rows are blind to what that
+    costs.
     Raises QuambaError for n_grid below 1 or max_shrink outside [0, 1).
     """
     if n_grid < 1 or not 0 <= max_shrink < 1:
@@ -48,17 +49,21 @@ def clip_weight(
     ratios = [1 - step / n_grid for step in range(n_grid) if step / n_grid <= max_shrink]
     rows = compact_rows(_grouped(statistics.sample, size).transpose(0, 1))  # [n, G, c] -> [G, k, c]
     per_row = (TEMPORARIES + 4) * columns + 2 * rows.shape[0] * rows.shape[1]
-    chunks = row_chunks(weight, per_row)
-    return torch.cat([_clip_chunk(part.detach().to(torch.float32), rows, grid, size, ratios) for part in chunks])
+    chunks = [part.detach().to(torch.float32) for part in row_chunks(weight, per_row)]
+    dead = dead_channels(statistics.salience)
+    return torch.cat([_clip_chunk(part, rows, dead, grid, size, ratios) for part in chunks])
 
 
-def _clip_chunk(weight: Tensor, rows: Tensor, grid: Grid, size: int, ratios: list[float]) -> Tensor:
-    """clip_weight of a chunk [o, I]; rows: X of each group, [G, k, c]."""
-    largest = _per_column(_grouped(weight, size).abs().amax(dim=-1), size, weight.shape[1])  # [o, I]
+def _clip_chunk(weight: Tensor, rows: Tensor, dead: Tensor, grid: Grid, size: int, ratios: list[float]) -> Tensor:
+    """clip_weight of a chunk [o, I]; rows: X of each group, [G, k, c]; dead: bool [I]."""
+    largest, uncut = (
+        _per_column(_grouped(values, size).abs().amax(dim=-1), size, weight.shape[1])  # [o, I]
+        for values in (weight, torch.where(dead, weight, 0))
+    )
     best = weight
     least = torch.full((len(weight), len(rows)), torch.inf, device=weight.device)  # [o, G]
     for ratio in ratios:
-        limit = largest * ratio
+        limit = torch.maximum(largest * ratio, uncut)
         clipped = weight.clamp(-limit, limit)
         difference = weight - grid.nearest(clipped).dequantized()  # [o, I]
         error = group_errors(difference, rows, size)  # [o, G]

@@ -18,6 +18,7 @@ from .. import numerics
 from ..errors import QuambaError
 from .grid import Grid
 from .state import RoundingState
+from .statistics import dead_channels
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def gptq(weight: Tensor, second: Tensor, grid: Grid, *, options: GptqOptions = D
     weight: [O, I], any float dtype. second: [I, I], any float dtype, H = E[x x^T] of the inputs, symmetric; a factor
     on it does not matter (the paper's 2 X X^T does as well). The state has the weight as given in float32, whole
     numbers in the grid's range, and the grid's parameters; all columns in their own order. A column whose input was
-    always zero (H_jj = 0) gets the integer that stands for 0 and takes no part.
+    never excited (H_jj = 0, see `dead_channels`) is rounded to nearest and takes no part: nothing makes up for its
+    error, and it makes up for none.
     All work is in float64: beside its arguments a call needs about the larger of 24 I^2 and 8 I^2 + 16 O I bytes,
     1.5 GiB for a weight of 8192 x 8192. Weights that share their input are best stacked: one factorization serves all.
     Raises QuambaError where shapes do not fit, where values are NaN or infinite, for act_order without static_groups on
@@ -77,7 +79,6 @@ def gptq(weight: Tensor, second: Tensor, grid: Grid, *, options: GptqOptions = D
         order = torch.arange(inputs, device=weight.device)
     factor = _inverse_factor(second, order, options.damping)  # [I, I]
     columns = weight[:, order].T.to(torch.float64, memory_format=torch.contiguous_format)  # [I, O]
-    columns[importance[order] == 0] = 0
 
     parameters = grid.parameters(weight)
     scale, zero = (values.T.clone(memory_format=torch.contiguous_format) for values in parameters)  # [G, O]
@@ -144,15 +145,17 @@ def _inverse_factor(second: Tensor, order: Tensor, damping: float) -> Tensor:
     """U float64 [I, I], upper triangular, with H^-1 = U^T U for H = `second` damped, rows and columns in `order`.
 
     Row j of U is row j of the inverse that is left when the columns before j are rounded, over the root of its
-    diagonal (2210.17323, section 3.3). Dead columns get the diagonal 1 and have no share in the mean diagonal, so that
-    neither their number nor a factor on H changes the others.
+    diagonal (2210.17323, section 3.3). Dead columns get the diagonal 1 and nothing beside it, and have no share in
+    the mean diagonal, so that neither their number nor a factor on H changes the others.
     """
     # H = R R^T with R upper triangular gives U = R^-1. R is the usual factor L of H read backwards, read backwards:
     # one factorization and one triangular inverse, and the inverse of H itself is never formed.
     backwards = order.flip(0)
     hessian = second[backwards[:, None], backwards].to(torch.float64)  # [I, I]
     diagonal = hessian.diagonal()
-    dead = diagonal == 0
+    dead = dead_channels(diagonal)
+    if bool(dead.any()):
+        hessian[dead], hessian[:, dead] = 0, 0
     mean = float(diagonal.sum() / (~dead).sum().clamp(min=1))
     diagonal[dead] = 1
     lower = _damped_cholesky(hessian, mean, damping)

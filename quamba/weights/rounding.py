@@ -26,6 +26,7 @@ from .rounding_base import (
     try_rounding,
 )
 from .state import RoundingState
+from .statistics import dead_channels
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -67,9 +68,10 @@ def flip_by_mean(
 ) -> tuple[RoundingState, FlipStatistics]:
     """Flips of each row that bring its mean error e = sum_j E[x_j] (W - Wq)_j closest to 0; |e| never grows.
 
-    Candidates are the weights whose flip takes from e what has its sign, stays in range and is not of an outlier
-    channel; in descending order of their rounding cost |position - integer| (of equal ones the lower column first), the
-    prefix that leaves the least |e| flips (of equal ones the shortest), at most `options.max_flip_percent` of the row.
+    Candidates are the weights whose flip takes from e what has its sign (and is more than what the sum may be off by),
+    stays in range and is not of an outlier channel; in descending order of their rounding cost |position - integer| (of
+    equal ones the lower column first), the prefix that leaves the least |e| flips (of equal ones the shortest), at most
+    `options.max_flip_percent` of the row.
     Raises QuambaError for a mean that is not finite or not [I].
     """
     mean = _mean_of(state, statistics)
@@ -82,7 +84,8 @@ def flip_by_hessian(
 ) -> tuple[RoundingState, FlipStatistics]:
     """Flips that lessen the output's squared error tr((W - Wq) H (W - Wq)^T), H = E[x x^T]; it never grows.
 
-    Candidates are the weights whose flip stays in range and is not of an outlier channel. Each row takes, one after the
+    Candidates are the weights whose flip stays in range and is not of an outlier channel, nor of one that is never
+    excited. Each row takes, one after the
     other, the flip that lessens its error most, until none does or `options.max_flip_percent` of the row has flipped; a
     weight flips once at most. Raises QuambaError for a mean that is not finite or not [I], and without an H [I, I].
     """
@@ -143,7 +146,7 @@ def _mean_flips(state: RoundingState, mean: Tensor, masked: Tensor, most: int) -
     error = weighted.sum(dim=1)  # [C]
     noise = EPS * mean.numel() * weighted.abs().sum(dim=1)
     taken = mean * direction * wide.per_column(wide.scale)  # [C, I], what a flip takes from the error
-    candidate = taken.sign() * error.sign().unsqueeze(1) > 0
+    candidate = (taken.sign() * error.sign().unsqueeze(1) > 0) & (taken.abs() > noise.unsqueeze(1))
     cost, order = torch.where(candidate, cost, -1).sort(dim=1, descending=True, stable=True)
     cost, order = cost[:, :most], order[:, :most]  # [C, K]
     taken = torch.where(cost > 0, taken.gather(1, order), 0)  # what is no candidate comes last, and takes nothing
@@ -162,9 +165,9 @@ def _hessian_flips(state: RoundingState, second: Tensor, masked: Tensor, most: i
     and D H by -s H_j.
     """
     wide = state.double()
-    direction, _ = _directions(state, masked)
-    error, step = wide.error(), direction * wide.per_column(wide.scale)  # [C, I]
     diagonal = second.diagonal().to(torch.float64)  # [I]
+    direction, _ = _directions(state, masked | dead_channels(diagonal))
+    error, step = wide.error(), direction * wide.per_column(wide.scale)  # [C, I]
     gradient = _product(error, second)  # D H [C, I]
     # |H_jk| <= sqrt(H_jj H_kk), so this is what the magnitudes of all terms of D H D^T sum to at most, flips included
     magnitude = ((error.abs() + step.abs()) @ diagonal.clamp(min=0).sqrt()).square()  # [C]

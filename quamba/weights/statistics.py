@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ..errors import QuambaError
 
+# E[x^2] of a channel, as a share of the mean of all: what is below is noise, a 10^7th of the others' size, and says
+# nothing of what the channel's weights are worth
+DEAD_SHARE = 1e-14
 # Rows are added up in blocks of this many, whatever the batches: so nothing depends on how the stream is cut.
 BLOCK_ROWS = 256
 
@@ -127,6 +130,15 @@ class InputStatistics:
         """The rows of the block that the sums lack, [N % BLOCK_ROWS, I]."""
         self._require_rows()
         return self._block[: self.count % BLOCK_ROWS]
+
+
+def dead_channels(salience: Tensor) -> Tensor:
+    """Return which channels a text never excites: bool [I] of E[x^2], float [I].
+
+    Their weights have no effect on the text, and every search is blind to them: they are rounded to nearest.
+    """
+    noise = DEAD_SHARE * salience.mean(dtype=torch.float64).clamp(min=0)
+    return (salience >= 0) & (salience <= noise) & salience.isfinite()
 
 
 def compact_rows(rows: Tensor) -> Tensor:

@@ -48,16 +48,16 @@ def random_case(
     return state, Moments(x.mean(dim=0), (second + second.T) / 2)
 
 
-def cancelling_case(rows: int = 64) -> tuple[RoundingState, Moments]:
+def cancelling_case(rows: int = 64, large: float = 1e8) -> tuple[RoundingState, Moments]:
     """Weights [rows, 3] whose first column lies half-way between two integers, so that its flip turns its error around.
 
-    The errors of the other two, of huge means, cancel but for the rounding of sums, which differs from row to row.
+    The errors of the other two, of large means, cancel but for the rounding of sums, which differs from row to row.
     """
     generator = torch.Generator().manual_seed(0)
     scale = torch.randint(1024, 2048, (rows, 1), generator=generator) / 1024  # so that 1.5 steps are exact
     weight = torch.rand(rows, 3, generator=generator)
     weight[:, :1], weight[:, 2] = 1.5 * scale, weight[:, 1]
-    mean = torch.tensor([0.1, 1e8, -1e8])
+    mean = torch.tensor([0.1, large, -large])
     return Grid(4, False, None).nearest(weight, scale), Moments(mean, mean.double().outer(mean.double()))
 
 

@@ -96,13 +96,19 @@ def test_at_alpha_0_the_vector_is_exactly_ones_even_for_a_channel_that_is_never_
     assert torch.equal(channel_scales(torch.tensor([0.0, 1e-30, 3.7, 1e30]), 0.0), torch.ones(4))
 
 
-def test_a_channel_that_is_never_on_has_the_smallest_scale():
-    x = few_large()
-    x[:, 5] = 0
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9])
+def test_a_channel_that_is_never_on_has_the_scale_of_a_typical_one(size):
+    x, live = few_large(), [j for j in range(COLUMNS) if j != 5]
+    x[:, 5] *= size
     statistics = statistics_of(x)
     scales = channel_scales(statistics.salience, 0.5)
-    assert float(scales[5]) == pytest.approx(1e-5)
+    assert torch.equal(scales[live], statistics.salience[live].pow(0.5))
+    assert float(scales[5]) == pytest.approx(float(scales[live].log().mean().exp()))
     assert torch.isfinite(scale_statistics(statistics, scales).sample).all()
+
+
+def test_where_no_channel_is_ever_on_there_is_nothing_to_scale():
+    assert torch.equal(channel_scales(torch.zeros(4), 0.7), torch.ones(4))
 
 
 @pytest.mark.parametrize("seed", range(6))

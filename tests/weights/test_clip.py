@@ -101,8 +101,8 @@ class TestALargeWeight:
         x[:, 7] *= input_size
         return x, weight
 
-    def test_of_a_silent_channel_is_cut_off(self):
-        x, weight = self.case(input_size=0.0)
+    def test_of_a_faint_channel_is_cut_off(self):
+        x, weight = self.case(input_size=1e-4)
         clipped = clip_weight(weight, statistics_of(x), self.grid)
         assert 5 <= clipped[2, 7] <= 7
         before, after = (group_errors(weight, w, x, self.grid) for w in (weight, clipped))
@@ -112,8 +112,13 @@ class TestALargeWeight:
         x, weight = self.case(input_size=30.0)
         assert clip_weight(weight, statistics_of(x), self.grid)[2, 7] >= 9
 
-    def test_touches_no_other_group(self):
+    def test_of_a_channel_that_is_never_excited_stays(self):
+        """The text is blind to what cutting it off costs."""
         x, weight = self.case(input_size=0.0)
+        assert torch.equal(clip_weight(weight, statistics_of(x), self.grid)[:, 7], weight[:, 7])
+
+    def test_touches_no_other_group(self):
+        x, weight = self.case(input_size=1e-4)
         clipped = clip_weight(weight, statistics_of(x), self.grid)
         weight[2, 7] = 0.0
         without = clip_weight(weight, statistics_of(x), self.grid)

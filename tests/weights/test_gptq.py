@@ -170,12 +170,16 @@ def test_a_factor_on_the_second_moment_changes_nothing(factor):
 
 
 @GRIDS
-def test_a_dead_column_stands_for_zero_and_the_others_do_as_if_it_were_not_there(grid):
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9])
+@pytest.mark.parametrize("options", [GptqOptions(), GptqOptions(damping=0.0)], ids=["damped", "undamped"])
+def test_a_dead_column_is_rounded_to_nearest_and_the_others_do_as_if_it_were_not_there(grid, size, options):
+    """Dead: its input is zero throughout, or no more than noise beside the others."""
     weight, second = random_weight(5, outputs=40), correlated_second(5)
     dead, live = [2, 7, 12], [j for j in range(13) if j not in (2, 7, 12)]
-    second[:, dead] = second[dead, :] = 0
-    state = gptq(weight, second, grid)
-    assert torch.equal(state.dequantized()[:, dead], torch.zeros(40, 3))
+    second[:, dead] *= size
+    second[dead, :] *= size
+    state = gptq(weight, second, grid, options=options)
+    assert torch.equal(state.integers[:, dead], grid.nearest(weight).integers[:, dead])
     assert torch.equal(state.weight, weight)
     if grid.group_size is None:
         weight[:, dead] *= 1e-3  # so that no scale comes from a dead column
@@ -185,9 +189,11 @@ def test_a_dead_column_stands_for_zero_and_the_others_do_as_if_it_were_not_there
 
 
 @pytest.mark.parametrize("options", [GptqOptions(), GptqOptions(damping=0.0), UPDATED_GROUPS])
-def test_inputs_that_were_all_zero_give_integers_that_stand_for_zero(options):
-    state = gptq(random_weight(6), torch.zeros(13, 13), UINT4, options=options)
-    assert torch.equal(state.dequantized(), torch.zeros(6, 13))
+def test_inputs_that_were_all_zero_give_the_nearest_integers(options):
+    weight = random_weight(6)
+    state, nearest = gptq(weight, torch.zeros(13, 13), UINT4, options=options), UINT4.nearest(weight)
+    for name in ("integers", "scale", "zero"):
+        assert torch.equal(getattr(state, name), getattr(nearest, name))
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
