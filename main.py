@@ -37,7 +37,7 @@ from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import backend_line, summary_table
-from quamba.files import require_writable
+from quamba.files import require_writable, require_writable_file
 from quamba.hybrid_blocks import check_searchable, write_layer_schemes
 from quamba.hybrid_run import search_schemes
 from quamba.mamba_slots import mamba_layers
@@ -216,13 +216,13 @@ def check_outputs(args: argparse.Namespace, checkpoint: Checkpoint, target: Path
     """Raises QuambaError where what the run makes could not be written: now, not after the work."""
     require_writable(Path(args.log_dir))
     if args.calibration:
-        require_writable(Path(args.calibration).parent)
+        require_writable_file(Path(args.calibration), "--calibration")
     if args.save_activations:
         check_recordable(args.save_activations)
     if args.hybrid_search is not None:
         file = hybrid_options.schemes_file(args, checkpoint.name)
         check_searchable(file)
-        require_writable(file.parent)
+        require_writable_file(file)
     if args.save_dequantized:
         check_new_folder(Path(args.save_dequantized))
         require_writable(Path(args.save_dequantized).resolve().parent)

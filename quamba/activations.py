@@ -7,8 +7,8 @@ holds the model, the layer, and for every tap shape, dtype and what the histogra
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .borders import foreign
 from .errors import QuambaError
 from .files import replace_atomically, require_writable
 from .folder_lock import lock_folder
 from .histogram import MagnitudeHistogram, SignedHistogram
 from .observer_base import finite_extremes
+from .scratch import scratch_folder
 
 FORMAT = "quamba-activations-1"
-PARTS = ".parts-"  # of a folder's name: what is being recorded
+PARTS = ".parts-"  # of the names of folders in which earlier versions recorded
 HEAD_FILE = "head.safetensors"
 SIDES = ("positive", "negative")
 # Standard deviation of tap x of mamba-tiny: 0.36 to 0.41, by layer.
@@ -95,37 +97,29 @@ class ActivationRecorder:
         self.taps, self.layers = taps, layers
         self._histograms: dict[str, SignedHistogram] = {}
         self._first: dict[str, dict] = {}  # name -> shape and dtype of the first batch
-        self._parts: tempfile.TemporaryDirectory | None = None
-        self._lock: int | None = None  # a descriptor
+        self._parts: Path | None = None
+        self._stack = ExitStack()  # what ends with the block: the parts, before them the lock
         check_recordable(self.directory)
 
     def __enter__(self) -> "ActivationRecorder":
         try:
-            self._lock = lock_folder(self.directory)
+            lock = lock_folder(self.directory)
         except BlockingIOError as error:
             raise QuambaError(f"another run writes its activations to {self.directory}: name another folder") from error
-        try:
+        with ExitStack() as undo:
+            if lock is not None:
+                undo.callback(os.close, lock)
             check_recordable(self.directory)  # another run may have ended meanwhile
-        except QuambaError:
-            self._unlock()
-            raise
-        for left in self.directory.glob(f"{PARTS}*"):  # of runs that were killed
-            shutil.rmtree(left, ignore_errors=True)
-        self._parts = tempfile.TemporaryDirectory(dir=self.directory, prefix=PARTS)
+            for left in self.directory.glob(f"{PARTS}*"):  # of killed runs of earlier versions
+                shutil.rmtree(left, ignore_errors=True)
+            self._parts = undo.enter_context(scratch_folder(self.directory))
+            self._stack = undo.pop_all()
         return self
 
     def __exit__(self, kind, *_) -> None:
-        try:
+        with self._stack:  # removes the parts
             if kind is None:
                 self._write()
-        finally:
-            self._parts.cleanup()
-            self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-        self._lock = None
 
     def wants(self, name: str) -> bool:
         """Whether a tap is among those to record."""
@@ -145,20 +139,21 @@ class ActivationRecorder:
         self._histograms[name].update(x)
 
     def _part(self, name: str) -> Path:
-        return Path(self._parts.name) / name
+        return self._parts / name
 
     def _write(self) -> None:
         by_layer: dict[int | None, list[str]] = {}
         for name in self._histograms:
             by_layer.setdefault(split_tap_name(name)[0], []).append(name)
         with ExitStack() as undo:  # where a layer cannot be written the earlier ones go too
+            recording = {"recording": secrets.token_hex(8), "files": json.dumps(sorted(map(layer_file, by_layer)))}
             for layer, names in by_layer.items():
                 path = self.directory / layer_file(layer)
-                self._write_layer(path, layer, names)
+                self._write_layer(path, layer, names, recording)
                 undo.callback(path.unlink, missing_ok=True)
             undo.pop_all()
 
-    def _write_layer(self, path: Path, layer: int | None, names: list[str]) -> None:
+    def _write_layer(self, path: Path, layer: int | None, names: list[str], recording: dict[str, str]) -> None:
         tensors, taps = {}, {}
         for name in names:
             tap = split_tap_name(name)[1]
@@ -166,10 +161,10 @@ class ActivationRecorder:
             arrays, described = _histogram_to_tensors(tap, self._histograms[name])
             tensors |= arrays
             taps[tap] = {**self._first[name], "histogram": described}
-        metadata = {"format": FORMAT, "model": self.model, "layer": json.dumps(layer), "taps": json.dumps(taps)}
+        about = {"format": FORMAT, "model": self.model, "layer": json.dumps(layer), "taps": json.dumps(taps)}
         try:
             with replace_atomically(path) as temporary:
-                save_file(tensors, temporary, metadata)
+                save_file(tensors, temporary, about | recording)
         except (OSError, SafetensorError) as error:
             raise QuambaError(f"cannot write {path}: {error}") from error
 
@@ -199,15 +194,24 @@ def _histogram_to_tensors(tap: str, histogram: SignedHistogram) -> tuple[dict[st
     return tensors, described
 
 
-def _histogram_from_tensors(tap: str, file, described: dict) -> SignedHistogram:
+def _read_tap(path: Path, layer: int | None, tap: str, described: dict) -> TapActivations:
+    """One tap of a file. Raises QuambaError where the file, or what it says of the tap, is damaged."""
     histogram = SignedHistogram()
-    histogram.count = described["count"]
-    for side in SIDES:
-        magnitudes = MagnitudeHistogram(described[side]["mantissa_bits"], described[side]["octave"])
-        magnitudes.peak = described[side]["peak"]
-        magnitudes.counts, magnitudes.sums = (file.get_tensor(f"{tap}.{side}.{name}") for name in ("counts", "sums"))
-        setattr(histogram, side, magnitudes)
-    return histogram
+    with foreign(f"{path}: cannot read tap {tap}"):
+        about = described["histogram"]
+        histogram.count = about["count"]
+        with safe_open(path, "pt") as file:
+            values = file.get_tensor(tap)
+            for side in SIDES:
+                magnitudes = MagnitudeHistogram(octave=about[side]["octave"])
+                magnitudes.mantissa_bits, magnitudes.peak = about[side]["mantissa_bits"], about[side]["peak"]
+                magnitudes.counts = file.get_tensor(f"{tap}.{side}.counts")
+                magnitudes.sums = file.get_tensor(f"{tap}.{side}.sums")
+                setattr(histogram, side, magnitudes)
+    whole = type(histogram.count) is int and all(getattr(histogram, side).is_valid() for side in SIDES)
+    if not whole or not values.dim() or not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise QuambaError(f"{path}: cannot read tap {tap}: it is damaged; record the activations again")
+    return TapActivations(tap, layer, values, histogram)
 
 
 @dataclass(frozen=True)
@@ -222,24 +226,46 @@ class SavedActivations:
 
     def __iter__(self) -> Iterator[TapActivations]:
         for path, layer, tap, described in self.index:
-            try:
-                with safe_open(path, "pt") as file:
-                    histogram = _histogram_from_tensors(tap, file, described["histogram"])
-                    yield TapActivations(tap, layer, file.get_tensor(tap), histogram)
-            except (OSError, SafetensorError, KeyError) as error:
-                raise QuambaError(f"{path}: cannot read tap {tap}: {error}") from error
+            yield _read_tap(path, layer, tap, described)
 
 
-def _read_metadata(path: Path) -> tuple[str, int | None, dict[str, dict]]:
-    """(model, layer, tap -> description) of one file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise QuambaError(f"cannot read the activations {path}: {error}") from error
+@dataclass(frozen=True)
+class _Metadata:
+    """What a file says of itself."""
+
+    model: str
+    layer: int | None
+    taps: dict[str, dict]
+    recording: str | None  # one for all files of one recording; None in files of earlier versions
+    files: set[str]  # the names of all files of the recording
+
+
+def _read_metadata(path: Path) -> _Metadata:
+    with foreign(f"cannot read the activations {path}"), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise QuambaError(f"{path} holds no activations in the format {FORMAT}: record them again")
-    return metadata["model"], json.loads(metadata["layer"]), json.loads(metadata["taps"])
+    damaged = f"the metadata of {path} is damaged"
+    with foreign(damaged, "record the activations again"):
+        layer, taps = json.loads(metadata["layer"]), json.loads(metadata["taps"])
+        files = set(json.loads(metadata.get("files", "[]")))
+        found = _Metadata(metadata["model"], layer, taps, metadata.get("recording"), files)
+    if not isinstance(layer, int | None) or not isinstance(taps, dict):
+        raise QuambaError(f"{damaged}: record the activations again")
+    return found
+
+
+def _require_whole(directory: Path, found: list[_Metadata], names: set[str]) -> None:
+    """Raises QuambaError where a folder holds part of a recording, or parts of several."""
+    models = {metadata.model for metadata in found}
+    if len(models) > 1:
+        raise QuambaError(f"{directory} holds activations of several models: {', '.join(sorted(models))}")
+    if len({metadata.recording for metadata in found}) > 1:
+        raise QuambaError(f"{directory} holds files of several recordings: record into an empty folder")
+    if missing := sorted(set().union(*(metadata.files for metadata in found)) - names):
+        raise QuambaError(
+            f"{directory} lacks {missing[0]} of its recording, which was interrupted or taken apart: record it again"
+        )
 
 
 def open_activations(
@@ -247,17 +273,17 @@ def open_activations(
 ) -> SavedActivations:
     """What an ActivationRecorder wrote to `directory`; `taps`, `layers`: only these, in the order of the files.
 
-    Raises QuambaError where there are none, where a file is not one of them, or where a tap or layer is not there.
+    Raises QuambaError where there are none, where a file is not one of them or lacks, and where a tap or layer is not
+    there.
     """
-    directory, index, models = Path(directory), [], set()
-    for path in _files(directory):
-        model, layer, described = _read_metadata(path)
-        models.add(model)
-        index += [(path, layer, tap, described[tap]) for tap in described]
+    directory, index, found = Path(directory), [], []
+    files = _files(directory)
+    for path in files:
+        found.append(metadata := _read_metadata(path))
+        index += [(path, metadata.layer, tap, described) for tap, described in metadata.taps.items()]
     if not index:
         raise QuambaError(f"{directory} holds no activations: write them with main.py --save_activations {directory}")
-    if len(models) > 1:
-        raise QuambaError(f"{directory} holds activations of several models: {', '.join(sorted(models))}")
+    _require_whole(directory, found, {path.name for path in files})
     known_taps, known_layers = (dict.fromkeys(i[place] for i in index if i[place] is not None) for place in (2, 1))
     for what, wanted, known in (("tap", taps, known_taps), ("layer", layers, known_layers)):
         if missing := [value for value in wanted or () if value not in known]:
@@ -266,4 +292,4 @@ def open_activations(
     chosen = [i for i in index if (taps is None or i[2] in taps) and (layers is None or i[1] in layers)]
     if not chosen:
         raise QuambaError(f"{directory} has none of the taps {', '.join(taps or ())} in the layers {layers}")
-    return SavedActivations(models.pop(), chosen)
+    return SavedActivations(found[0].model, chosen)

@@ -43,6 +43,18 @@ class MagnitudeHistogram:
         """How many octaves are covered."""
         return (self.counts.numel() - 1) >> self.mantissa_bits
 
+    def is_valid(self) -> bool:
+        """Whether what was read from a file, and put in place of what this holds, is a histogram."""
+        plain = type(self.mantissa_bits) is int and type(self.octave) is int and isinstance(self.peak, int | float)
+        if not plain or not 0 <= self.mantissa_bits <= 23 or not 0 <= self.peak < math.inf:
+            return False
+        counts, sums, bins = self.counts, self.sums, 1 << self.mantissa_bits
+        shaped = counts.shape == sums.shape and counts.dim() == 1 and counts.numel() % bins == 1 % bins
+        typed = counts.dtype == torch.int64 and sums.dtype == torch.float64
+        if not shaped or not typed or not 1 <= self.octave <= 255 - self.octaves:
+            return False
+        return bool((counts >= 0).all()) and bool(sums.isfinite().all())
+
     def empty_like(self) -> "MagnitudeHistogram":
         """An empty histogram that covers the same octaves."""
         return MagnitudeHistogram(self.mantissa_bits, self.octave, self.octaves)

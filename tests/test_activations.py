@@ -1,6 +1,7 @@
 """Activations on disk: what a recorder writes is read again bit for bit, and what is no such folder is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -312,6 +313,22 @@ def test_a_file_that_changes_after_it_was_opened_is_told(tmp_path):
     foreign(tmp_path)
     with pytest.raises(QuambaError, match=rf"^{tmp_path}/layer_000\.safetensors: cannot read tap x: "):
         list(saved)
+
+
+def test_part_of_a_recording_is_told(tmp_path):
+    """As a process leaves it that is killed while it gives the files their names."""
+    record(tmp_path, STREAM)
+    (tmp_path / "layer_002.safetensors").unlink()
+    with pytest.raises(QuambaError, match=r"lacks layer_002\.safetensors of its recording, which was interrupted"):
+        open_activations(tmp_path)
+
+
+def test_parts_of_several_recordings_are_told(tmp_path):
+    for name in ("one", "two"):
+        record(tmp_path / name, STREAM)
+    os.replace(tmp_path / "two" / "layer_002.safetensors", tmp_path / "one" / "layer_002.safetensors")
+    with pytest.raises(QuambaError, match="one holds files of several recordings"):
+        open_activations(tmp_path / "one")
 
 
 # --- synthetic values ---

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "quamba"
 # lowest first; modules of one layer may import each other
 LAYERS = [
-    ["errors", "borders", "files", "folder_lock", "graphs", "positions", "text_config"],
+    ["errors", "borders", "scratch", "files", "folders", "folder_lock", "graphs", "positions", "text_config"],
     ["registry", "plugins"],
     ["numerics", "scheme", "hadamard", "sampling", "text_stream"],
     ["hybrid_blocks", "hybrid_budget", "hybrid_search", "hybrid_sizes"],

@@ -8,8 +8,6 @@ convolution.
 
 import copy
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import QuambaError
-from ..files import fsync_tree
+from ..folders import replace_folder
 from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import QuantLinear
@@ -29,7 +27,8 @@ from ..nn.norm import PassThroughNorm
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers
-from .quantized import buffer_names, recipe_of
+from .quantized import recipe_of
+from .verify import buffer_names
 
 logger = logging.getLogger(__name__)
 
@@ -135,25 +134,15 @@ def save_dequantized(
     """
     if recipe_of(model) is None:
         raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
-    target = Path(directory).resolve()
-    check_new_folder(target)
+    check_new_folder(Path(directory))
     plain = empty_float_model(model, dtype)
     dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
     tensors = {name: tensor.to(dtypes[name]) for name, tensor in plain_tensors(model).items()}
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        with quiet_transformers():
-            plain.save_pretrained(temporary, state_dict=tensors)
-            tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        fsync_tree(temporary)
-        temporary.replace(target)
+        with replace_folder(Path(directory), check_new_folder) as folder, quiet_transformers():
+            plain.save_pretrained(folder, state_dict=tensors)
+            tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise QuambaError(f"cannot write to {directory}: {error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     logger.info("dequantized weights saved to %s", directory)
-    return target
+    return Path(directory).resolve()

@@ -1,5 +1,6 @@
 """One call from a name to a model that runs here, float or quantized."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from ..convert import install_float_mixers, is_supported
 from ..errors import QuambaError
 from .load_float import load_float
 from .quantized import METHOD, load_quantized
-from .resolve import Checkpoint, resolve_checkpoint
+from .resolve import Checkpoint, read_config, resolve_checkpoint
+from .unchanged import read_unchanged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,20 +28,28 @@ def saved_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 def load_checkpoint(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint that was found already; see `load`."""
+    """The model and tokenizer of a checkpoint that was found already; see `load`.
+
+    Of a folder that is replaced meanwhile, everything is of one generation: it is read again where it was not.
+    """
     device = ops.check_device(device)
+    model, tokenizer = read_unchanged(checkpoint.path, lambda: _read(checkpoint, dtype))
+    return model.to(device), tokenizer
+
+
+def _read(checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    checkpoint = replace(checkpoint, config=read_config(checkpoint.path))  # as it is now
     if checkpoint.quantization_method == METHOD:
-        model, tokenizer = load_quantized(checkpoint, dtype)
-    elif checkpoint.quantization_method is not None:
+        return load_quantized(checkpoint, dtype)
+    if checkpoint.quantization_method is not None:
         raise QuambaError(
             f"{checkpoint.path} was quantized with {checkpoint.quantization_method!r}, which quamba does not run: "
             "give the float checkpoint it was made from"
         )
-    else:
-        model, tokenizer = load_float(checkpoint, dtype or torch.float32)
-        if is_supported(model):  # any other model is run as transformers runs it
-            install_float_mixers(model)
-    return model.to(device), tokenizer
+    model, tokenizer = load_float(checkpoint, dtype or torch.float32)
+    if is_supported(model):  # any other model is run as transformers runs it
+        install_float_mixers(model)
+    return model, tokenizer
 
 
 def load(

@@ -11,6 +11,8 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from ..borders import one_line
 from ..errors import QuambaError
+from ..folders import recover
+from .unchanged import read_unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +79,11 @@ def resolve_checkpoint(name: str, pretrained_dir: str | Path | None = None) -> C
     if Path(name).name == name and (ASSETS / name / "config.json").is_file():  # a bare name, never a path
         places.append((ASSETS / name, "embedded"))
     for path, source in places:
+        recover(path)
         if path.is_dir():
             logger.info("%s: reading %s", name, path)
-            return Checkpoint(short or Path(os.path.abspath(path)).name, path, read_config(path), source, root)
+            config = read_unchanged(path, lambda path=path: read_config(path))
+            return Checkpoint(short or Path(os.path.abspath(path)).name, path, config, source, root)
         if path.exists():
             raise QuambaError(f"{path} is a file: give the folder that holds config.json and the weights")
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..errors import QuambaError
 from ..evaluate.log import items_path
-from ..files import require_writable, write_output
+from ..files import require_writable_file, write_output
 from ..study.compare_logs import compare_logs
 from ..study.log_table import to_dict, to_markdown
 from ..study.result_log import ResultLog, read_logs
@@ -80,9 +80,7 @@ def _check_outputs(args: argparse.Namespace, logs: list[ResultLog]) -> None:
     if args.output and args.plot and args.output.resolve() == args.plot.resolve():
         raise QuambaError(f"--output and --plot both name {args.output}: give each its own file")
     if args.output:
-        if args.output.is_dir():
-            raise QuambaError(f"--output {args.output} is a folder: name a file")
-        require_writable(args.output.parent)
+        require_writable_file(args.output, "--output")
     if args.plot:
         check_figure_path(args.plot)
 

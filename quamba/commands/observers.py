@@ -19,7 +19,7 @@ from ..convert import check_architecture
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
-from ..files import require_writable, write_output
+from ..files import require_writable_file, write_output
 from ..observer import observer_names
 from ..plugins import load_plugin
 from ..study.capture import capture
@@ -192,9 +192,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.output and args.format == "table":
         raise QuambaError(f"--output {args.output} takes Markdown or JSON: add --format markdown or --format json")
     if args.output:
-        require_writable(args.output.parent)
-        if args.output.is_dir():
-            raise QuambaError(f"--output {args.output} is a folder: name a file")
+        require_writable_file(args.output, "--output")
     if args.plot:
         from ..study.saving import check_figure_path
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import QuambaError
-from ..files import require_writable, write_output
+from ..files import require_writable_file, write_output
 
 
 def add_output_arguments(group) -> None:
@@ -20,9 +19,7 @@ def check_output(args: argparse.Namespace) -> None:
     """Raises QuambaError where --output could not be written."""
     if args.output is None:
         return
-    if args.output.is_dir():
-        raise QuambaError(f"--output {args.output} is a folder: name a file")
-    require_writable(args.output.parent)
+    require_writable_file(args.output, "--output")
 
 
 def write_report(args: argparse.Namespace, text: str) -> None:

@@ -17,7 +17,7 @@ from ..checkpoint import METHOD, Checkpoint, load_checkpoint, recipe_of, resolve
 from ..decoder import Decoder
 from ..errors import QuambaError
 from ..evaluate.log import environment
-from ..files import require_writable, write_output
+from ..files import require_writable_file, write_output
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 from ..positions import check_positions
 from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
@@ -119,9 +119,7 @@ def _check(args: argparse.Namespace, figures: list[str]) -> None:
     if args.gen_len and figures == [TTFT]:
         raise QuambaError("--gen_len does nothing with --ttft alone: add --tpot, --ttlt or --size")
     if args.json and args.json != "-":
-        require_writable(Path(args.json).parent)
-        if Path(args.json).is_dir():
-            raise QuambaError(f"--json {args.json} is a folder: name a file")
+        require_writable_file(Path(args.json), "--json")
 
 
 def _resolve(args: argparse.Namespace) -> list[_Subject]:

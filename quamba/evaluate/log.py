@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
 from ..errors import QuambaError
-from ..files import write_text_atomically
+from ..files import output_target, write_text_atomically
+from ..scratch import locked
 
 # torch's ops that a model may run beside ours, by the names that a reader knows them under
 FLOAT_OPS = {"mm": "linear", "addmm": "linear", "linear": "linear", "embedding": "embedding"}
@@ -94,11 +95,14 @@ def write_log(log: dict, log_dir: str | Path, stem: str, items: dict | None = No
     path = Path(log_dir) / f"{stem}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _move_older(path)
-        if items is not None:  # first: a log that is there has its items
-            compact = json.dumps(finite(items), separators=(",", ":"), allow_nan=False)
-            write_text_atomically(items_path(path), compact + "\n")
-        write_text_atomically(path, json.dumps(finite(log), indent=1, default=str, allow_nan=False) + "\n")
+        for file in (path, items_path(path)):
+            output_target(file)  # anything but a file would be moved like an older log
+        with locked(path.parent):  # two runs that end together must not give their older logs one name
+            _move_older(path)
+            if items is not None:  # first: a log that is there has its items
+                compact = json.dumps(finite(items), separators=(",", ":"), allow_nan=False)
+                write_text_atomically(items_path(path), compact + "\n")
+            write_text_atomically(path, json.dumps(finite(log), indent=1, default=str, allow_nan=False) + "\n")
     except OSError as error:
         raise QuambaError(f"cannot write the log {path}: {error}") from error
     return path

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import QuambaError
-from ..files import replace_atomically, require_writable
+from ..files import replace_atomically, require_writable_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +17,7 @@ def check_figure_path(path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise QuambaError(f"a figure cannot be saved as {path}: let its name end in one of {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise QuambaError(f"a figure cannot be saved as {path}, which is a folder")
-    require_writable(path.parent)
+    require_writable_file(path)
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

@@ -11,7 +11,7 @@ from transformers.conversion_mapping import (
 from transformers.core_model_loading import Transpose, WeightConverter
 
 import quamba
-from quamba.checkpoint.quantized import verify_tensors
+from quamba.checkpoint.verify import verify_tensors
 from quamba.errors import QuambaError
 from quamba.weights.method import WeightMethod
 from tests.checkpoint.test_quantized import edit_tensors

@@ -1,7 +1,6 @@
 """Quantized checkpoints: what is saved comes back bit for bit, and is written whole or not at all."""
 
 import json
-import os
 import shutil
 from functools import partial
 
@@ -11,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import quamba
+from quamba import folders
 from quamba.checkpoint import quantized, recipe_of
+from quamba.checkpoint.verify import CONFIG_HASH, config_sha256, file_sha256
 from quamba.errors import QuambaError
 from tests.scheme_variants import TABLES, VARIANTS, quantize_variant
 
@@ -59,7 +60,12 @@ def edit_config(folder, **changes):
     """Change fields of config.json's quantization_config, or drop them where the new value is None."""
     config = json.loads((folder / "config.json").read_text())
     fields = config["quantization_config"] | changes
-    config["quantization_config"] = {name: value for name, value in fields.items() if value is not None}
+    write_config(folder, config | {"quantization_config": {k: v for k, v in fields.items() if v is not None}})
+
+
+def write_config(folder, config: dict):
+    """Write a config.json that was saved like that: with the hash of what it says."""
+    config["quantization_config"][CONFIG_HASH] = config_sha256(config)
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -68,7 +74,7 @@ def edit_tensors(folder, **changes):
     file = folder / "model.safetensors"
     tensors = {name: tensor for name, tensor in (load_file(file) | changes).items() if tensor is not None}
     save_file(tensors, file, metadata={"format": "pt"})
-    edit_config(folder, sha256={file.name: quantized.file_sha256(file)})
+    edit_config(folder, sha256={file.name: file_sha256(file)})
 
 
 # --- saved and loaded ---
@@ -194,10 +200,27 @@ def test_greedy_generation_is_the_argmax_of_each_prefix(tiny_ssm, tokens, varian
 def test_the_format_is_data_and_has_a_version(folder):
     fields = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert fields["quant_method"] == "quamba"
-    assert fields["format_version"] == quantized.FORMAT_VERSION == 4
+    assert fields["format_version"] == quantized.FORMAT_VERSION == 5
     assert fields["recipe"]["scheme"]["name"] == "w8a8"
     assert fields["recipe"]["scheme"]["weight"] == WEIGHT
-    assert fields["sha256"] == {"model.safetensors": quantized.file_sha256(folder / "model.safetensors")}
+    assert fields["files"] == sorted(path.name for path in folder.iterdir())
+    assert fields["sha256"] == {"model.safetensors": file_sha256(folder / "model.safetensors")}
+
+
+@pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
+def test_a_config_that_was_changed_is_told_except_for_what_changes_no_model(folder, load):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    recipe = config["quantization_config"]
+    file.write_text(json.dumps(config | {"eos_token_id": 7, "_name_or_path": "mine", "transformers_version": "0"}))
+    load(str(folder))
+    for changed in (config | {"layer_norm_epsilon": 1e-6}, config | {"quantization_config": recipe | {"sha256": {}}}):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(QuambaError, match=r"config\.json is not as it was saved.*remove config_sha256"):
+            load(str(folder))
+    del recipe["config_sha256"]
+    file.write_text(json.dumps(config | {"layer_norm_epsilon": 1e-6}))
+    load(str(folder))
 
 
 def test_a_loaded_model_is_saved_again_by_us_or_by_transformers(folder, tiny_tokenizer, tokens, tmp_path):
@@ -230,22 +253,11 @@ def test_an_older_model_is_replaced(folder, build, tiny_tokenizer, tokens):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("step", ["file_sha256", "fsync_tree", "os.replace"])
+@pytest.mark.parametrize("step", [(quantized, "file_sha256"), (folders, "fsync_tree"), (folders, "exchange")], ids=str)
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "interrupted"])
 def test_a_failure_half_way_leaves_the_older_model(folder, build, tiny_tokenizer, monkeypatch, step, error):
-    before, newer, replace = content(folder), build("both"), os.replace
-
-    def fail(*_):
-        raise error
-
-    def fail_to_put_the_new_one_in_place(source, target):  # the older one has stepped aside by then, and comes back
-        new = target == folder and ".old." not in str(source)
-        return fail() if new else replace(source, target)
-
-    if step == "os.replace":
-        monkeypatch.setattr(os, "replace", fail_to_put_the_new_one_in_place)
-    else:
-        monkeypatch.setattr(quantized, step, fail)
+    before, newer = content(folder), build("both")
+    monkeypatch.setattr(*step, lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else QuambaError):
         quamba.save(newer, tiny_tokenizer, folder)
     monkeypatch.undo()
@@ -267,6 +279,22 @@ def test_a_folder_of_something_else_is_never_replaced(build, tiny_tokenizer, tmp
     with pytest.raises(QuambaError, match="thesis holds something else than a quantized model"):
         quamba.save(build(), tiny_tokenizer, tmp_path / "thesis")
     assert content(tmp_path / "thesis") == {"chapter1.txt": b"years of work"}
+
+
+@pytest.mark.parametrize("saved_by", ["us", "transformers"])
+@pytest.mark.parametrize("name", ["notes.txt", "logs/run.json", ".git/HEAD"])
+def test_a_users_own_files_beside_a_model_are_never_lost(folder, build, tiny_tokenizer, tmp_path, name, saved_by):
+    if saved_by == "transformers":
+        folder = tmp_path / "theirs"
+        build().save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        quamba.save(build(), tiny_tokenizer, folder)  # without them it is replaced
+        build().save_pretrained(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("weeks of work")
+    with pytest.raises(QuambaError, match=f"holds files that are not of its model: move {name} away"):
+        quamba.save(build(), tiny_tokenizer, folder)
+    assert (folder / name).read_text() == "weeks of work"
 
 
 def test_a_float_checkpoint_is_never_replaced(build, tiny_mamba, tiny_tokenizer, tmp_path):

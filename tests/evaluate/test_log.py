@@ -107,6 +107,15 @@ def test_older_values_are_never_replaced(tmp_path):
     assert json.loads((tmp_path / f"model_w8a8.{stamp}-1.items.json").read_text()) == {"run": 0}
 
 
+@pytest.mark.parametrize("name", ["model_w8a8.json", "model_w8a8.items.json"])
+def test_what_is_no_file_is_not_moved_like_an_older_log(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(QuambaError, match=f"{name} is a pipe: name a file"):
+        write_log({}, tmp_path, "model_w8a8", {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).is_fifo()
+
+
 def test_a_log_that_is_there_has_its_values(tmp_path, monkeypatch):
     written = []
     module = sys.modules[write_log.__module__]  # `quamba.evaluate` is the function

@@ -1,0 +1,50 @@
+"""Reading a folder that another process may replace: all from one generation of it, or an error that says so."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import QuambaError
+from ..folders import recover
+from ..scratch import locked
+
+Result = TypeVar("Result")
+ATTEMPTS = 4
+FREE_ATTEMPTS = 1  # so many keep no writer waiting; later ones hold a lock that keeps the folder as it is
+
+
+def read_unchanged(folder: Path, read: Callable[[], Result]) -> Result:
+    """Calls `read` until `folder` was one and the same from its begin to its end, whatever it returned or raised.
+
+    Raises what `read` raises where the folder stayed as it was, QuambaError where it never does.
+    """
+    parent = Path(os.path.realpath(folder)).parent
+    for attempt in range(ATTEMPTS):
+        recover(folder)
+        with nullcontext() if attempt < FREE_ATTEMPTS else locked(parent, shared=True):
+            before = generation(folder)
+            try:
+                result = read()
+            except Exception:
+                if generation(folder) == before:
+                    raise
+                continue
+            if generation(folder) == before:
+                return result
+    raise QuambaError(f"{folder} was changed while it was read, {ATTEMPTS} times: load it when nothing writes there")
+
+
+def generation(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """What changes whenever a folder is replaced, or a file in it is written, added or removed; None where none is."""
+    try:
+        status = os.stat(folder)
+        found = {".": (status.st_dev, status.st_ino)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                status = entry.stat()
+                found[entry.name] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return None
+    return found
