@@ -13,6 +13,7 @@ from .calibration import CalibrationResult, CalibrationText, model_fingerprint
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
 from .head_groups import HeadGroups
+from .nn.placement import align_floats
 from .rewrites import transform
 from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
 from .scheme import QuantizationRecipe, create_recipe
@@ -136,6 +137,7 @@ def _apply(
     convert.convert(model, recipe, result.scales() if result else {}, layers, rounded.head if rounded else None)
     if architecture_of(model):
         convert.restore_dtype(model, dtype)
+    align_floats(model)
     mark_quantized(model, recipe)
     model.quamba_calibration = result
     model.quamba_weights = rounded.to_dict() if rounded else None

@@ -29,12 +29,12 @@ def pytest_addoption(parser) -> None:
     help = "only the tests of CUDA kernels on this device: cuda, a GPU; cpu, where they are emulated"
     parser.addoption("--device", choices=["cpu", "cuda"], help=help)
     help = "torch's float products with other last bits for every shape: finds what one machine's BLAS grants"
-    parser.addoption("--perturb-blas", action="store_true", help=help)
+    parser.addoption("--perturb-blas", type=int, nargs="?", const=0, metavar="SEED", help=help)
 
 
 def pytest_configure(config) -> None:
-    if config.getoption("--perturb-blas"):
-        blas_noise.install()
+    if (seed := config.getoption("--perturb-blas")) is not None:
+        blas_noise.install(seed)
 
 
 def pytest_collection_modifyitems(config, items) -> None:

@@ -150,7 +150,8 @@ def test_what_calibration_tells_of_a_group_is_better_too(tiny_mamba2):
         for groups in (None, HeadGroups())
     )
     assert grouped["layers.0.x"].sqnr_db > one["layers.0.x"].sqnr_db + 6
-    assert grouped["layers.0.x"].max == one["layers.0.x"].max == pytest.approx(127 * max(grouped["layers.0.x"].scale))
+    assert grouped["layers.0.x"].max == pytest.approx(one["layers.0.x"].max)  # its channels in another order
+    assert grouped["layers.0.x"].max == pytest.approx(127 * max(grouped["layers.0.x"].scale))
 
 
 def test_every_weight_method_reads_the_model_in_its_new_order(tiny_mamba2, tokens):

@@ -18,6 +18,7 @@ from ..convert import build_skeleton
 from ..errors import QuambaError
 from ..files import write_text_atomically
 from ..folders import replace_folder, require_files_of
+from ..nn.placement import align_floats
 from ..scheme import QuantizationRecipe
 from .load_float import quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
@@ -112,6 +113,7 @@ class QuambaQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_) -> None:
         if self._folder:
             self._require_unchanged()
+        align_floats(model)
 
     def _require_unchanged(self) -> None:
         """Raises QuambaError where the config is not the one beside the weights, or these are others than before."""

@@ -32,6 +32,16 @@ def place_weights(model: nn.Module) -> None:
         _place(model)
 
 
+def align_floats(model: nn.Module) -> None:
+    """Copies the float tensors that lie at no multiple of 64 bytes, as in a mapped file, to where torch puts new ones.
+
+    The order in which a BLAS adds may depend on it: a model would have other logits once it is saved and loaded.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.detach().clone()
+
+
 def _place(model: nn.Module) -> None:
     modules = [module for module in model.modules() if isinstance(module, QuantModule)]
     for module in modules:

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quamba.checkpoint import load_float, resolve_checkpoint
 from quamba.errors import QuambaError
+from tests.checkpoint.same_model import assert_same_model
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_saved_model_loads_bit_for_bit(save, tiny_mamba, tokens, tied):
     model = tiny_mamba(tie_word_embeddings=tied)
     loaded, tokenizer = load(save(model))
     assert type(loaded) is type(model)
-    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert_same_model(loaded, model, tokens)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert tokenizer("w1 w2").input_ids == [1, 2]
@@ -55,7 +56,7 @@ def test_shards_load(save, tiny_mamba, tokens):
     model = tiny_mamba()
     folder = save(model, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    assert torch.equal(load(folder)[0](tokens).logits, model(tokens).logits)
+    assert_same_model(load(folder)[0], model, tokens)
 
 
 def test_bin_weights_load(save, tiny_mamba, tokens):
@@ -63,7 +64,7 @@ def test_bin_weights_load(save, tiny_mamba, tokens):
     folder = save(model)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert torch.equal(load(folder)[0](tokens).logits, model(tokens).logits)
+    assert_same_model(load(folder)[0], model, tokens)
 
 
 def test_the_dtype_is_the_one_asked_for(save, tiny_mamba):
@@ -76,7 +77,7 @@ def test_other_causal_models_load(save, tokens):
     torch.manual_seed(0)
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
-    assert torch.equal(load(save(model))[0](tokens).logits, model(tokens).logits)
+    assert_same_model(load(save(model))[0], model, tokens)
 
 
 def test_loading_is_silent_and_leaves_transformers_as_it_was(save, tiny_mamba, capfd):
@@ -96,7 +97,7 @@ def test_a_head_that_differs_is_kept_and_the_config_corrected(save, tiny_mamba, 
     edit_config(folder, tie_word_embeddings=True)
     loaded, _ = load(folder)
     assert loaded.config.tie_word_embeddings is False
-    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert_same_model(loaded, model, tokens)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
