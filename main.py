@@ -45,6 +45,7 @@ from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.scheme import QuantizationRecipe, get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.text_sources import data_dir_for
+from quamba.tying import is_one_table
 from quamba.weight_resume import ResumeFolder
 
 console = Console()
@@ -255,7 +256,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
         arguments["progress_dir"] = held.enter_context(ResumeFolder(arguments["progress_dir"], args.resume))
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
-        check_quantizable(model, utils.recipe(args, model.config.tie_word_embeddings, checkpoint.config))
+        check_quantizable(model, utils.recipe(args, is_one_table(model), checkpoint.config))
         check_options_of_blocks(model, args, arguments)
         for text in read_texts(args, checkpoint, arguments):
             if isinstance(text, CalibrationText):

@@ -59,9 +59,9 @@ class TapActivations:
 def synthetic_activations(seed: int, spread: float = SYNTHETIC_SPREAD) -> TapActivations:
     """10,000 normal values of that standard deviation and 100 outliers of magnitude 5 to 10 and either sign."""
     generator = torch.Generator().manual_seed(seed)
-    normal = spread * torch.randn(SYNTHETIC_NORMALS, generator=generator)
+    normal = spread * torch.randn(SYNTHETIC_NORMALS, dtype=torch.float32, generator=generator)
     low, high = OUTLIER_RANGE
-    magnitude = low + (high - low) * torch.rand(SYNTHETIC_OUTLIERS, generator=generator)
+    magnitude = low + (high - low) * torch.rand(SYNTHETIC_OUTLIERS, dtype=torch.float32, generator=generator)
     sign = 2.0 * torch.randint(0, 2, (SYNTHETIC_OUTLIERS,), generator=generator) - 1
     outliers = torch.arange(SYNTHETIC_NORMALS + SYNTHETIC_OUTLIERS) >= SYNTHETIC_NORMALS
     return TapActivations("synthetic", None, torch.cat([normal, sign * magnitude]), outliers=outliers)

@@ -243,7 +243,7 @@ def read_windows(
         windows = text.windows(tokenizer)
     check_windows(windows, text_config(model).vocab_size)
     check_positions(model.config, windows.shape[1], SEQLEN)
-    return windows, text
+    return windows.to(model.device), text
 
 
 def windows_sha256(windows: Tensor) -> str:

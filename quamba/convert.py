@@ -17,7 +17,7 @@ from .nn.module import FIRST_USE
 from .nn.norm import FinalNorm, PassThroughNorm
 from .nn.taps import STATE_TAP, static_taps
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
-from .transforms import untie_embedding
+from .tying import state_tying, untie_embedding
 from .weight_sites import NORM_READERS
 from .weights.awq import fold_into_norm
 from .weights.rounded import RoundedWeight
@@ -152,27 +152,27 @@ def _swap_embedding_and_head(
     """Quantized embedding and head (empty ones for a skeleton), sharing one table where the recipe says so."""
     if recipe.embedding_bits is None and recipe.lm_head_bits is None:
         return
-    vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
-    if model.config.tie_word_embeddings:
-        untie_embedding(model)
+    untie_embedding(model)
     if recipe.embedding_bits is not None:
         spec = recipe.table(recipe.embedding_bits)
         dtype = torch.float32 if _is_float_between_blocks(model) else model.dtype
-        embedding = QuantEmbedding(vocab_size, hidden_size, spec, dtype)
+        embedding = QuantEmbedding(*model.get_input_embeddings().weight.shape, spec, dtype)
         if not empty:
             embedding.round_to_nearest(model.get_input_embeddings().weight)
         model.set_input_embeddings(embedding)
     if recipe.lm_head_bits is not None:
         spec = recipe.table(recipe.lm_head_bits)
         table = model.get_input_embeddings() if recipe.tied_head else None
+        float_weight = model.get_output_embeddings().weight
+        vocab_size, hidden_size = float_weight.shape
         head = QuantHead(hidden_size, vocab_size, spec, recipe.scheme.act, table, recipe.lm_head_chunks)
         if rounded_head is not None:
             head.table.take(rounded_head)
             if recipe.lm_head_chunks:
                 head.input_multipliers = rounded_head.input_scales.reciprocal()
         elif not (empty or recipe.tied_head):
-            head.linear.round_to_nearest(model.lm_head.weight)
-        model.lm_head = head
+            head.linear.round_to_nearest(float_weight)
+        model.set_output_embeddings(head)
 
 
 def _slots(model: nn.Module) -> list[MambaSlot]:
@@ -216,6 +216,7 @@ def convert(
     _swap_linears(model, recipe, layers)
     _swap_final_norm(model)
     _swap_embedding_and_head(model, recipe, empty=False, rounded_head=head)
+    state_tying(model)
     if recipe.head_act == STATIC:
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
 
@@ -291,11 +292,17 @@ def _empty_mixer(model: nn.Module, slot: MambaSlot, recipe: QuantizationRecipe) 
     return architecture.quant_mixer.from_config(block_config(model), slot.index, scheme, names, **options)
 
 
-def restore_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the parameters of a model that was made float32 to be converted. Buffers keep their dtype: scales, and the
-    frequencies of rotary positions."""
+def to_float32(model: nn.Module) -> None:
+    """Makes the parameters of a model float32, to be rewritten and rounded. Buffers keep their dtype: the frequencies
+    of rotary positions."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(torch.float32)
+
+
+def restore_dtype(model: nn.Module, dtypes: Mapping[nn.Parameter, torch.dtype], dtype: torch.dtype) -> None:
+    """Casts what `to_float32` cast back to what it was, parameters that are new to `dtype`; the scales stay."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtypes.get(parameter, dtype))
     embedding = model.get_input_embeddings()
     if isinstance(embedding, QuantEmbedding) and not _is_float_between_blocks(model):
         embedding.dtype = dtype

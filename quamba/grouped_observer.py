@@ -38,7 +38,7 @@ class GroupedObserver(Observer):
         self._observers: list[Observer] = []
         if statistic != "minmax":
             self._observers = [create_observer(statistic, **args) for _ in range(self.groups)]
-        self._low = torch.full((self.channels,), torch.inf)  # min-max alone: [channels], float32
+        self._low = torch.full((self.channels,), torch.inf, dtype=torch.float32)  # min-max alone: [channels], float32
         self._high = -self._low
 
     @abc.abstractmethod
@@ -77,7 +77,7 @@ class GroupedObserver(Observer):
         if self._observers:
             scales, bases = zip(*(o.get_quantization_parameters() for o in self._observers), strict=True)
             return torch.stack(scales), torch.stack(bases)
-        reduced = torch.zeros(2, self.groups)
+        reduced = torch.zeros(2, self.groups, dtype=torch.float32)
         low = reduced[0].scatter_reduce(0, self._channel_group, self._low, "amin", include_self=False)
         high = reduced[1].scatter_reduce(0, self._channel_group, self._high, "amax", include_self=False)
         return self._statistic.range_parameters(low, high)

@@ -33,7 +33,7 @@ def hadamard_matrix(n: int) -> Tensor:
     Unnormalised: `apply_hadamard` is where 1 / sqrt(n) is applied. Raises QuambaError for sizes that have no form here.
     """
     k, matrix = hadamard_base(n)
-    sylvester = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    sylvester = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32)
     for _ in range(k):
         matrix = torch.kron(sylvester, matrix)
     return matrix
@@ -53,23 +53,25 @@ def _paley(order: int) -> Tensor:
     Source: R. E. A. C. Paley, "On orthogonal matrices", J. Math. Phys. 12 (1933), 311-320.
     """
     if order == 1:
-        return torch.ones(1, 1)
+        return torch.ones(1, 1, dtype=torch.float32)
     if (order - 1) % 4 == 3 and _is_prime(order - 1):
-        return _conference_matrix(order - 1) + torch.eye(order)
+        return _conference_matrix(order - 1) + torch.eye(order, dtype=torch.float32)
     q = order // 2 - 1
     if order % 2 or q % 4 != 1 or not _is_prime(q):
         raise ValueError(f"no Paley matrix over a prime field has order {order}")
     # the conference matrix has zeros on its diagonal only: each entry becomes a 2 x 2 block of +-1
-    off_diagonal, diagonal = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
-    return torch.kron(_conference_matrix(q), off_diagonal) + torch.kron(torch.eye(q + 1), diagonal)
+    off_diagonal = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32)
+    diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float32)
+    return torch.kron(_conference_matrix(q), off_diagonal) + torch.kron(torch.eye(q + 1, dtype=torch.float32), diagonal)
 
 
 def _conference_matrix(q: int) -> Tensor:
     """C [q + 1, q + 1] with a zero diagonal, +-1 elsewhere and C C^T = q I; symmetric for q = 1 mod 4, else skew."""
     squares = {(i * i) % q for i in range(1, q)}
-    character = torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)])  # Legendre symbol (i / q)
+    # Legendre symbol (i / q)
+    character = torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)], dtype=torch.float32)
     index = torch.arange(q)
-    matrix = torch.zeros(q + 1, q + 1)
+    matrix = torch.zeros(q + 1, q + 1, dtype=torch.float32)
     matrix[1:, 1:] = character[(index[:, None] - index[None, :]) % q]
     matrix[0, 1:] = 1.0
     matrix[1:, 0] = character[-1]  # the character of -1: +1 for q = 1 mod 4, -1 for q = 3 mod 4

@@ -14,6 +14,7 @@ MAX_BITS = 8  # of the integers that `quantize` gives: they are stored in a byte
 GROUP_BITS = 4
 # what float16 holds: the smallest positive number and the largest
 FLOAT16_TINY, FLOAT16_MAX = 2.0**-24, 65504.0
+COARSE_SCALE = 8 * FLOAT16_TINY  # below, float16 is off by more than a sixteenth of a scale, and at last 0
 AMAX_EPS = 1e-8  # an all-zero tensor still gets a positive scale
 OUTLIER_AWARE_LEVEL = 120 / 127  # share of qmax that the end of the normal range maps to
 
@@ -82,10 +83,30 @@ def group_parameters(weight: Tensor, group_size: int, bits: int = GROUP_BITS) ->
     padded = F.pad(weight.detach().to(torch.float32), (0, groups * group_size - columns))  # zeros are in every range
     low, high = padded.unflatten(-1, (groups, group_size)).aminmax(dim=-1)  # [..., G]
     scale, _ = asymmetric_parameters(low, high, bits)
+    if scale.numel() and (largest := float(scale.max())) > FLOAT16_MAX:
+        raise QuambaError(f"a group of weights needs the scale {largest:.3g}, and float16 ends at {FLOAT16_MAX:g}")
     scale = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).to(torch.float16)
     qmin, qmax = integer_range(bits, symmetric=False)
     zero = torch.round(-low.clamp(max=0) / scale.to(torch.float32)).clamp(qmin, qmax)
     return scale, zero.to(torch.uint8)
+
+
+def range_fault(low: float, high: float, bits: int, grouped: bool) -> str | None:
+    """What is wrong with weights from `low` to `high` for a format of a scale per group, or per channel; None: nothing.
+
+    All zeros are right for both. The scale of a group is a float16, that of a channel at least that of `AMAX_EPS`.
+    """
+    amax = max(-low, high)
+    scale = (max(high, 0.0) - min(low, 0.0)) / integer_range(bits, symmetric=False)[1]
+    if amax == 0:
+        return None
+    if grouped and scale > FLOAT16_MAX:
+        return f"values up to {amax:.3g}, too large for the float16 scales of {bits}-bit groups: give it 8 bits"
+    if grouped and scale < COARSE_SCALE:
+        return f"no value beyond {amax:.3g}, too small for the float16 scales of {bits}-bit groups: give it 8 bits"
+    if not grouped and amax < AMAX_EPS:
+        return f"no value beyond {amax:.3g}, too small for {bits} bits, whose scales are for {AMAX_EPS:g} at least"
+    return None
 
 
 def _per_column(groups: Tensor, columns: int, group_size: int) -> Tensor:

@@ -81,7 +81,7 @@ def _order_statistic_of(x: Tensor, part: Callable[[Tensor], Tensor]) -> Callable
 
 def _largest(x: Tensor, k: int, part: Callable[[Tensor], Tensor]) -> Tensor:
     """The k largest of part(x), descending, float32 [k]. They all lie in the k rows with the largest maxima."""
-    best = torch.empty(0, device=x.device)
+    best = torch.empty(0, dtype=torch.float32, device=x.device)
     for piece in pieces(x):
         values = part(piece)
         whole = values.numel() // ROW * ROW

@@ -13,10 +13,16 @@ from .calibration import CalibrationResult, CalibrationText, model_fingerprint
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
 from .head_groups import HeadGroups
+from .model_checks import check_float_model, check_float_tensors, require_finite_activations
+from .model_state import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
 from .nn.placement import align_floats
 from .rewrites import transform
 from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
 from .scheme import QuantizationRecipe, create_recipe
+from .tensor_checks import check_tensors
+from .transforms import ChannelOrder
+from .tying import is_one_table
+from .weight_ranges import check_weight_ranges
 from .weight_resume import ResumeFolder
 from .weight_run import WeightRun, expect_vectors, plan_weight_run
 from .weights.method import DEFAULT_METHODS, WeightMethod
@@ -70,14 +76,20 @@ def quantize(
     the folder that the first batch and a histogram of every watched tap are written to, see `activations`. Float
     activations need no calibration of scales and take none: the result is None.
     Sources: Quamba, arXiv 2410.13229; Quamba2, arXiv 2503.22879.
-    Raises QuambaError for a model, scheme, text or option that does not fit, before the model is changed; and for NaN
-    or infinity in the activations, which leaves it transformed: load it again then.
+    The model is run in eval mode and has its own mode again afterwards; it gets copies of its configs, so that another
+    model of the same config stays float. What the caller has switched on of torch (autocast, inference mode, another
+    default dtype) changes nothing.
+    Raises QuambaError for a model, scheme, text or option that does not fit, for tensors that are offloaded, shared by
+    layers, another quantization's or hold NaN or infinity, naming them, and for activations that are not finite: the
+    model is then as it was. An error after that, such as NaN in a later window of the text, or an interruption leaves
+    its weights changed, and `quantize`, `save` and `evaluate` refuse it: load it again.
     """
-    if recipe_of(model) is not None:
+    if isinstance(model, PreTrainedModel) and recipe_of(model) is not None:
         raise QuambaError("the model is quantized already: quantize the float model it was made from")
+    check_float_model(model)
     recipe = create_recipe(
         scheme,
-        tied=model.config.tie_word_embeddings,
+        tied=is_one_table(model),
         group_size=group_size,
         dynamic=dynamic,
         quantize_embedding=quantize_embedding,
@@ -94,6 +106,8 @@ def quantize(
     given = {"observer": observer, "observer_options": observer_options, "calibration": calibration}
     given["save_activations"] = save_activations
     check_scale_arguments(model, recipe, group_heads, **given)
+    check_float_tensors(model)
+    check_weight_ranges(model, recipe)
     weights = weights or DEFAULT_METHODS[min(block.weight.bits for block in recipe.block_schemes)]
     rounding = plan_weight_run(model, tokenizer, recipe, weights, weight_text, calibration)
     source = scale_source(model, tokenizer, recipe, rounding, group_heads, **given)
@@ -116,16 +130,47 @@ def _apply(
     source: CalibrationRun | CalibrationResult | None,
     progress: bool,
 ) -> PreTrainedModel:
-    """Transforms, rounds, calibrates and converts the model in place."""
-    dtype = model.dtype
+    """Quantizes the model in place, with copies of its configs, in eval mode; an early error leaves it as it was."""
+    with plain_computation(model), in_eval_mode(model), own_configs(model), put_back_on_error(model) as original:
+        return _rewrite(model, recipe, rounding, source, original, progress)
+
+
+def _prepare(
+    model: PreTrainedModel,
+    rounding: WeightRun | None,
+    source: CalibrationRun | CalibrationResult | None,
+    progress: bool,
+) -> dict[int, ChannelOrder] | None:
+    """Makes the model ready to be rewritten, as far as that can be taken back; the orders of its channels, if any."""
     orders = None
     if architecture_of(model):
-        model.float()  # weights are fused, rotated and rounded in float32 whatever they are stored in
-        if isinstance(source, CalibrationRun):
-            orders = source.channel_orders(model, progress)
-        elif source is not None:
-            orders = source.channel_orders()
+        convert.install_float_mixers(model)
+        convert.to_float32(model)  # weights are fused, rotated and rounded so whatever they are stored in
+    for run in (rounding, source):
+        if isinstance(run, WeightRun | CalibrationRun):
+            require_finite_activations(model, run.windows[:1])
+    if isinstance(source, CalibrationRun):
+        orders = source.channel_orders(model, progress)
+    elif source is not None:
+        orders = source.channel_orders()
+    return orders
+
+
+def _rewrite(
+    model: PreTrainedModel,
+    recipe: QuantizationRecipe,
+    rounding: WeightRun | None,
+    source: CalibrationRun | CalibrationResult | None,
+    original: Original,
+    progress: bool,
+) -> PreTrainedModel:
+    """Transforms, rounds, calibrates and converts the model in place."""
+    dtype = model.dtype
+    orders = _prepare(model, rounding, source, progress)
+    original.values_changed = bool(architecture_of(model) or rounding)  # else modules are swapped, no more
+    if architecture_of(model):
         transform(model, recipe.rotate_residual, orders)
+        check_weight_ranges(model, recipe)
     rounded = rounding.run(model, progress) if rounding else None
     layers = rounded.layers if rounded else None
     if rounded:
@@ -136,7 +181,8 @@ def _apply(
     result = source.run(model, orders, progress) if isinstance(source, CalibrationRun) else source
     convert.convert(model, recipe, result.scales() if result else {}, layers, rounded.head if rounded else None)
     if architecture_of(model):
-        convert.restore_dtype(model, dtype)
+        convert.restore_dtype(model, original.dtypes, dtype)
+    check_tensors(model, "the quantization failed", "choose other options, or report it")
     align_floats(model)
     mark_quantized(model, recipe)
     model.quamba_calibration = result

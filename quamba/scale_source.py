@@ -96,7 +96,7 @@ def scale_source(
     calibration: CalibrationText | CalibrationResult | Tensor | None,
     save_activations: str | Path | None,
 ) -> CalibrationRun | CalibrationResult | None:
-    """Where scales come from: a run, an earlier result, None where activations stay float. The model gets our mixers.
+    """Where scales come from: a run, an earlier result, None where activations stay float.
 
     Arguments as of `quamba.quantize`, checked. Raises QuambaError for what that says, before anything slow.
     """
@@ -108,8 +108,6 @@ def scale_source(
         taps = (*architecture_of(model).taps, *((STATE_TAP,) if states else ()))
         observers = parse_observers(observer or None, head, dynamic, taps)
         check_observer_options(observers, options, n_bits)
-    if architecture_of(model):
-        convert.install_float_mixers(model)
     if recipe.rotate_residual:
         hadamard_base(model.config.hidden_size)
     if not integers:

@@ -65,7 +65,7 @@ class TapResult:
 
     def scales(self) -> Tensor:
         """float32: one value, one for each group, or, where there is a `group_id`, one for each channel."""
-        scale = torch.tensor(self.scale)
+        scale = torch.tensor(self.scale, dtype=torch.float32)
         return scale if self.group_id is None else expand_to_channels(scale, torch.tensor(self.group_id))
 
 

@@ -20,7 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from ..errors import QuambaError
+from ..tensor_checks import check_tensors
 from ..text_config import text_config
+from ..tying import state_tying
 from .resolve import Checkpoint
 from .state_spaces import read_state_spaces
 from .tokenizer import load_tokenizer
@@ -29,7 +31,7 @@ from .weight_files import check_weight_file, weight_files
 logger = logging.getLogger(__name__)
 
 TRANSFORMERS = threading.RLock()  # held by the thread that loads or saves
-
+UNFIT = "the file is damaged, or that dtype is too narrow for its values"
 ORIGINAL_CLASSES = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM}
 
 
@@ -40,7 +42,7 @@ def load_float(
 
     The model is in eval mode, needs no gradients, and has parameters of `dtype`. Raises QuambaError for a checkpoint
     that is quantized already, a config that transformers cannot read, truncated or damaged files (named), missing,
-    extra or misshapen tensors (named), and a tokenizer that cannot be found.
+    extra or misshapen tensors (named), tensors that hold NaN or infinity (named), and a tokenizer that cannot be found.
     """
     if checkpoint.quantization_method is not None:
         raise QuambaError(
@@ -52,7 +54,8 @@ def load_float(
         model, loading_info = load_model(checkpoint, dtype)
         _require_complete(loading_info, checkpoint)
         tokenizer = load_tokenizer(checkpoint)
-    _state_tying(model)
+    check_tensors(model, f"{checkpoint.path}, read as {model.dtype}", UNFIT)
+    state_tying(model)
     if tokenizer.eos_token is None and isinstance(model.config.eos_token_id, int):  # a lone tokenizer.json has no roles
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     model.eval().requires_grad_(False)
@@ -121,12 +124,6 @@ def _require_complete(loading_info: dict, checkpoint: Checkpoint) -> None:
 def _shortened(names: list[str], limit: int = 5) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _state_tying(model: PreTrainedModel) -> None:
-    """Correct a config that ties a head to the embedding where the checkpoint holds two different tensors."""
-    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        model.config.tie_word_embeddings = False
 
 
 @contextmanager

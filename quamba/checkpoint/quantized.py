@@ -18,9 +18,12 @@ from ..convert import build_skeleton
 from ..errors import QuambaError
 from ..files import write_text_atomically
 from ..folders import replace_folder, require_files_of
+from ..model_checks import check_placement
+from ..model_state import require_whole
 from ..nn.placement import align_floats
 from ..scheme import QuantizationRecipe
-from .load_float import quiet_transformers, read_model_config
+from ..tensor_checks import check_tensors
+from .load_float import UNFIT, quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
 from .tokenizer import load_tokenizer
 from .unchanged import generation
@@ -113,6 +116,7 @@ class QuambaQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_) -> None:
         if self._folder:
             self._require_unchanged()
+        check_tensors(model, f"{self._folder or 'the checkpoint'}, read as {model.dtype}", UNFIT)
         align_floats(model)
 
     def _require_unchanged(self) -> None:
@@ -148,10 +152,13 @@ def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
     """Writes a quantized model and its tokenizer to `directory`, whole or not at all; an older one there is replaced.
 
     Raises QuambaError for a float model, for a folder that holds anything but the files of a quantized model, and where
-    the directory cannot be written.
+    the directory cannot be written; naming the tensor, for one that has no data or holds NaN, infinity or no scale.
     """
+    require_whole(model)
     if recipe_of(model) is None:
         raise QuambaError("only quantized models are saved here: use save_pretrained for a float one")
+    check_placement(model)
+    check_tensors(model, "the model is not saved", "quantize it again")
     directory = Path(directory)
     try:
         with replace_folder(directory, check_replaceable) as folder:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..checkpoint import recipe_of
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
+from ..model_state import require_whole
 from ..positions import check_positions, max_positions
 from ..scheme import FLOAT_STATE_BITS
 from ..text_sources import check_data_dir, data_dir_for
@@ -88,8 +89,11 @@ def evaluate(
     stands in for the hub, for every text that it can stand in for; `num_fewshot`, `limit`, `include_path`, `seed`: as
     in `lm_eval.run_tasks`.
     Raises QuambaError for unknown texts and tasks, for what cannot be reached, for a `data_dir` that lacks a text or
-    stands in for none, and for windows longer than the model has positions.
+    stands in for none, for windows longer than the model has positions, and for a model that a quantization left
+    half-way. The model is run in eval mode; its mode, the tokenizer and torch's random numbers are the caller's again
+    afterwards.
     """
+    require_whole(model)
     if ppl_datasets and ppl_seqlen:
         check_positions(model.config, ppl_seqlen, SEQLEN)
     check_data_dir(data_dir, *ppl_datasets)

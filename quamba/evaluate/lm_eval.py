@@ -5,9 +5,11 @@ that has imported it.
 """
 
 import contextlib
+import copy
 import difflib
 import inspect
 import logging
+import random
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import numpy as np
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import register_model
@@ -28,7 +31,9 @@ from ..borders import foreign
 from ..checkpoint import DTYPES, load_checkpoint, resolve_checkpoint, saved_dtype
 from ..data import ASSETS, embedded_model_dir
 from ..errors import QuambaError
+from ..model_state import in_eval_mode
 from ..positions import check_positions
+from ..tying import truly_tied
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +145,8 @@ def run_tasks(
     """
     names = list(dict.fromkeys(tasks))
     manager = check_tasks(names, include_path)
-    with _running, _quiet(), contextlib.redirect_stdout(sys.stderr):  # it prints notes; stdout belongs to the caller
+    tokenizer = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
+    with _running, _quiet(), _given_back(), in_eval_mode(model), truly_tied(model):
         results = simple_evaluate(
             model=QuambaLM(model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,
@@ -156,6 +162,19 @@ def run_tasks(
         )
     items = {task: _item_values(samples) for task, samples in results["samples"].items()}
     return TaskResults({task: _plain(metrics) for task, metrics in results["results"].items()}, items)
+
+
+@contextlib.contextmanager
+def _given_back() -> Iterator[None]:
+    """Keeps the caller's: stdout, where lm-eval prints notes, and the random numbers of Python, numpy and torch, which
+    it seeds."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 class _Tasks(TaskManager):

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import QuambaError
+from ..model_state import in_eval_mode
 from ..positions import check_positions
 from ..text_config import text_config
 
@@ -82,7 +83,8 @@ def window_perplexity(
         raise QuambaError("perplexity needs at least one window, and a predicted token in each")
     check_positions(model.config, max(len(window.tokens) for window in windows), SEQLEN)
     window_nll: list[float] = []
-    with tqdm(total=len(windows), desc=description, unit="window", disable=not progress) as bar:
+    bar = tqdm(total=len(windows), desc=description, unit="window", disable=not progress)
+    with in_eval_mode(model), bar:
         for tokens, predicted_from in equal_batches(windows, batch_size, text_config(model).vocab_size):
             nll = _mean_nll(model, tokens.to(model.device), predicted_from)
             window_nll.extend(nll.tolist())

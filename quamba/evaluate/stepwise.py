@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..decoder import Decoder
+from ..model_state import in_eval_mode
 from ..positions import check_positions
 from .perplexity import SEQLEN, PerplexityResult, Window, check_windows, equal_batches, perplexity_of
 
@@ -34,7 +35,8 @@ def stepwise_perplexity(
     check_windows(windows)
     check_positions(model.config, max(len(window) for window in windows), SEQLEN)
     decoder, window_nll = Decoder(model), []
-    with tqdm(total=len(windows), desc="perplexity, by token", unit="window", disable=not progress) as bar:
+    bar = tqdm(total=len(windows), desc="perplexity, by token", unit="window", disable=not progress)
+    with in_eval_mode(model), bar:
         for tokens, _ in equal_batches([Window(window) for window in windows], batch_size, model.config.vocab_size):
             window_nll.extend(_mean_nll(decoder, tokens.to(model.device)).tolist())
             bar.update(len(tokens))

@@ -1,7 +1,7 @@
 """Rewrites of a float model that leave its logits as they were and make its tensors easier to quantize."""
 
 from .clusters import ChannelOrder, cluster_channels
-from .fuse_norm import fuse_final_norm, fuse_gated_norm, fuse_norm, untie_embedding
+from .fuse_norm import fuse_final_norm, fuse_gated_norm, fuse_norm
 from .hadamard import apply_hadamard, rotate_out_proj
 from .reorder import reorder, reorder_layer
 from .rotate import rotate_residual
@@ -17,5 +17,4 @@ __all__ = [
     "reorder_layer",
     "rotate_out_proj",
     "rotate_residual",
-    "untie_embedding",
 ]

@@ -4,6 +4,7 @@ import torch
 
 from ..errors import QuambaError
 from ..mamba_slots import mamba_slots
+from ..tying import untie_embedding
 
 
 @torch.no_grad()
@@ -42,17 +43,6 @@ def fuse_final_norm(model: torch.nn.Module) -> None:
     """
     untie_embedding(model)
     _fold(model.backbone.norm_f, model.lm_head)
-
-
-@torch.no_grad()
-def untie_embedding(model: torch.nn.Module) -> None:
-    """Give lm_head a tensor of its own where it shares the embedding's, and say so in the config; logits unchanged."""
-    if model.lm_head.weight is model.get_input_embeddings().weight:
-        shared = model.lm_head.weight
-        model.lm_head.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
-    model.config.tie_word_embeddings = False
-    # what device maps and quantizers take as tied: transformers reads it from the config once, at construction
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
 
 
 def require_fused(norm: torch.nn.Module, name: str, remedy: str) -> None:

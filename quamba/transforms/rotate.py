@@ -3,6 +3,7 @@
 import torch
 
 from ..hadamard import hadamard_base
+from ..tying import share_memory
 from .fuse_norm import require_fused
 from .hadamard import apply_hadamard, rotate_inputs, rotate_outputs
 
@@ -25,7 +26,7 @@ def rotate_residual(model: torch.nn.Module) -> None:
 
     embedding, head = backbone.embeddings, model.lm_head
     embedding.weight.copy_(apply_hadamard(embedding.weight))  # rows are vectors of the stream
-    if head.weight is not embedding.weight:  # a shared tensor is rotated by now
+    if not share_memory(head.weight, embedding.weight):  # a shared tensor is rotated by now
         head.weight.copy_(rotate_inputs(head.weight))
     for layer in backbone.layers:
         in_proj, out_proj = layer.mixer.in_proj, layer.mixer.out_proj

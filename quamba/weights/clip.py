@@ -61,7 +61,7 @@ def _clip_chunk(weight: Tensor, rows: Tensor, dead: Tensor, grid: Grid, size: in
         for values in (weight, torch.where(dead, weight, 0))
     )
     best = weight
-    least = torch.full((len(weight), len(rows)), torch.inf, device=weight.device)  # [o, G]
+    least = torch.full((len(weight), len(rows)), torch.inf, dtype=torch.float32, device=weight.device)  # [o, G]
     for ratio in ratios:
         limit = torch.maximum(largest * ratio, uncut)
         clipped = weight.clamp(-limit, limit)

@@ -201,6 +201,6 @@ def round_head(
     whole = [torch.cat([getattr(part, name) for part in parts]) for name in ("integers", "scale", "zero")]
     vectors = None
     if method.scales_inputs and scalable:
-        ones = torch.ones(weight.shape[1])
+        ones = torch.ones(weight.shape[1], dtype=torch.float32)
         vectors = torch.stack([ones if part.input_scales is None else part.input_scales for part in parts])
     return RoundedWeight(*whole, vectors), reports

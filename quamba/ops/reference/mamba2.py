@@ -29,7 +29,8 @@ def ssd_scan(
     x = x.unflatten(-1, (heads, channels // heads))  # [B, L, S, P]
     dt = F.softplus(dt if dt_bias is None else dt + dt_bias).clamp(dt_min, dt_max)  # [B, L, S]
     B, C = (m.repeat_interleave(heads // groups, dim=2) for m in (B, C))  # [B, L, S, N]
-    h = torch.zeros(batch, *x.shape[2:], d_state) if state is None else state.clone()  # [B, S, P, N]
+    zeros = torch.zeros(batch, *x.shape[2:], d_state, dtype=torch.float32)
+    h = zeros if state is None else state.clone()  # [B, S, P, N]
     ys = []
     for t in range(tokens):
         decay = torch.exp(dt[:, t] * A)[..., None, None]  # [B, S, 1, 1]

@@ -144,7 +144,7 @@ def selective_scan(
 ) -> Tensor:
     """h_t = exp(dt A) h_{t-1} + dt x B, y = C h + D x, gated by SiLU(z) (Mamba, arXiv 2312.00752, section 3)."""
     dt = F.softplus(dt if dt_bias is None else dt + dt_bias)  # [B, L, D]
-    h = torch.zeros(x.shape[0], *A.shape) if state is None else state.clone()  # [B, D, N]
+    h = torch.zeros(x.shape[0], *A.shape, dtype=torch.float32) if state is None else state.clone()  # [B, D, N]
     ys = []
     for t in range(x.shape[1]):
         decay = torch.exp(dt[:, t, :, None] * A)  # [B, D, N]
