@@ -27,7 +27,7 @@ TABLES = {
 
 
 def calibrates(variant: str) -> bool:
-    """Whether a variant quantizes activations: then its pieces agree bit for bit, and it needs calibration text."""
+    """Whether a variant quantizes activations: it needs calibration text, and its blocks hold no float product."""
     return not VARIANTS[variant]["scheme"].endswith("a16")
 
 
