@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -71,7 +71,8 @@ class CalibrationText:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
         described = tokenizer_sha256(tokenizer)  # a tokenizer may be changed, and one that cannot be told is not kept
         found = _cached_windows if described else _cached_windows.__wrapped__
-        return found(self, tokenizer, described).clone()  # what a caller does with its windows stays with the caller
+        state = (described, *_files_of(self))
+        return found(self, tokenizer, state).clone()  # what a caller does with its windows stays with the caller
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
@@ -82,8 +83,16 @@ class CalibrationText:
         return f"{self.data_num} {kind} of {self.seqlen} tokens of {place}, seed {self.seed}"
 
 
+def _files_of(text: CalibrationText) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of the last change of every file of a text that is not embedded: they may be edited."""
+    for place in (Path(name) for name in (text.dataset, text.data_dir) if name):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                yield str(file), file.stat().st_size, file.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=2)  # main.py reads both texts before anything slow runs, quantize reads them again
-def _cached_windows(text: CalibrationText, tokenizer, _described: str | None) -> Tensor:
+def _cached_windows(text: CalibrationText, tokenizer, _state: tuple) -> Tensor:
     documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
     if text.dataset == PLAIN_WIKITEXT:
         return first_windows(documents, tokenizer, text.seqlen, text.data_num)

@@ -33,10 +33,12 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     config = text_config(model)
     counts = [getattr(config, name, None) for name in ("decoder_layers", "num_hidden_layers")]
     count = next((count for count in counts if count is not None), None)
-    lists = [found for found in _outermost_lists(model.get_decoder()) if len(found) == count]
+    lists = []
+    for module in (model.get_decoder(), model.base_model):  # the former is the head where that is named `decoder`
+        lists = lists or [found for found in _outermost_lists(module) if len(found) == count]
     if len(lists) > 1:  # other lists of that many modules: what the library itself calls layers is meant
         names = set(getattr(model, "_no_split_modules", None) or ())
-        lists = [found for found in lists if {type(layer).__name__ for layer in found} <= names]
+        lists = [found for found in lists if {type(layer).__name__ for layer in found} <= names] or lists
     if len(lists) != 1:
         raise QuambaError(
             f"{type(model).__name__} cannot be quantized: its backbone has {len(lists)} lists of {count} layers, "

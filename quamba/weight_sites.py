@@ -97,33 +97,58 @@ def _linears_beside(layer: nn.Module, slot: MambaSlot | None) -> dict[str, nn.Li
     return {name: linear for name, linear in linears.items() if slot is None or slot.within(name) is None}
 
 
-def _linear_inputs(model: PreTrainedModel, linears: list[nn.Linear], probe: Tensor) -> dict[nn.Module, Tensor]:
-    """Linear layer -> the tensor that it was called with; kept alive, so that identity tells tensors apart."""
-    inputs: dict[nn.Module, Tensor] = {}
+@dataclass
+class _Input:
+    """A tensor that a linear layer was called with: kept alive, so that identity tells tensors apart, and which of its
+    values, where it is changed in place."""
+
+    tensor: Tensor
+    version: int
+
+    def is_same(self, other: "_Input") -> bool:
+        return self.tensor is other.tensor and self.version == other.version
+
+
+def _linear_inputs(model: PreTrainedModel, linears: list[nn.Linear], probe: Tensor) -> dict[nn.Module, list[_Input]]:
+    """Linear layer -> what it was called with, every time."""
+    inputs: dict[nn.Module, list[_Input]] = {}
     if not linears:
         return inputs
 
     def record(linear: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs[linear] = args[0] if args else kwargs["input"]
+        tensor = _read(args, kwargs)
+        inputs.setdefault(linear, []).append(_Input(tensor, 0 if tensor.is_inference() else tensor._version))
 
     with pre_hooks(linears, record):
         run_to_head(model, probe[None])
     return inputs
 
 
-def _sites_of(linears: dict[str, nn.Linear], index: int, inputs: dict[nn.Module, Tensor], readers: dict) -> list[Site]:
-    groups: list[tuple[Tensor, list[str]]] = []
+def _read(args: tuple, kwargs: dict) -> Tensor:
+    """What a linear layer was called with, by position or by name."""
+    return args[0] if args else kwargs["input"]
+
+
+def _sites_of(
+    linears: dict[str, nn.Linear], index: int, inputs: dict[nn.Module, list[_Input]], readers: dict
+) -> list[Site]:
+    groups: list[tuple[list[_Input], list[str]]] = []
     for name, module in linears.items():
         if module not in inputs:
             raise QuambaError(
-                f"layers.{index}.{name} was not reached by the calibration text: experts are not supported"
+                f"layers.{index}.{name} was not reached by the first window of the calibration text: experts, and "
+                "attention to what an encoder gives, are not supported"
             )
-        group = next((names for tensor, names in groups if tensor is inputs[module]), None)
+        group = next((names for others, names in groups if _all_same(others, inputs[module])), None)
         if group is None:
             groups.append((inputs[module], group := []))
         group.append(name)
     norms = {frozenset(names): norm for norm, names in readers.items()}
     return [Site(tuple(names), names[0], of_output=False, norm=norms.get(frozenset(names))) for _, names in groups]
+
+
+def _all_same(some: list[_Input], others: list[_Input]) -> bool:
+    return len(some) == len(others) and all(a.is_same(b) for a, b in zip(some, others, strict=True))
 
 
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
@@ -141,7 +166,9 @@ def watching(layer: nn.Module, sites: list[Site], update) -> Iterator[None]:
         if site.of_output:
             handles.append(module.register_forward_hook(lambda _m, _args, out: update(site, out)))
         else:
-            handles.append(module.register_forward_pre_hook(lambda _m, args: update(site, args[0])))
+            handles.append(
+                module.register_forward_pre_hook(lambda _m, *call: update(site, _read(*call)), with_kwargs=True)
+            )
 
     try:
         for site in sites:

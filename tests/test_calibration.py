@@ -93,6 +93,15 @@ def test_a_text_gives_the_same_windows_for_the_same_seed(tmp_path, tiny_tokenize
     assert text.describe() == f"5 sequences of 7 tokens of {file}, seed 3"
 
 
+def test_a_file_that_has_changed_is_read_again(tmp_path, tiny_tokenizer):
+    file = tmp_path / "text.txt"
+    text = CalibrationText(str(file), data_num=2, seqlen=7)
+    file.write_text("w1 w2 w3 " * 40)
+    before = text.windows(tiny_tokenizer)
+    file.write_text("w4 w5 w6 w7 " * 40)
+    assert not torch.equal(text.windows(tiny_tokenizer), before)
+
+
 @pytest.mark.parametrize(
     ("windows", "message"),
     [

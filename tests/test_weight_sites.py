@@ -78,6 +78,32 @@ def test_what_is_watched_is_the_input_of_the_linear_layers(tokens):
     assert not seen
 
 
+class Between(nn.Module):
+    """An MLP whose second linear layer reads what the first one does, by name, after it was changed in place."""
+
+    def __init__(self, mlp: nn.Module, changes: bool):
+        super().__init__()
+        self.first, self.second, self.changes = mlp.gate_proj, mlp.up_proj, changes
+
+    def forward(self, x):
+        one = self.first(x)
+        if self.changes:
+            x.add_(1)
+        return (one + self.second(input=x)) @ torch.ones(one.shape[-1], x.shape[-1])
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_tensor_that_is_changed_in_place_is_another_input(tokens, changes):
+    model = tiny_llama()
+    model.model.layers[1].mlp = Between(model.model.layers[1].mlp, changes)
+    mlp = [site for site in find_sites(model, tokens[0], True)[1] if site.linears[0].startswith("mlp")]
+    assert names(mlp) == ([("mlp.first",), ("mlp.second",)] if changes else [("mlp.first", "mlp.second")])
+    seen = {}
+    with watching(model.model.layers[1], mlp, lambda site, x: seen.__setitem__(site, x)), torch.no_grad():
+        model(tokens)
+    assert set(seen) == set(mlp)
+
+
 def test_a_linear_layer_that_no_token_reaches_is_named(tokens):
     model = tiny_llama()
     model.model.layers[1].mlp.spare = nn.Linear(32, 4)
