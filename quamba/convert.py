@@ -13,7 +13,7 @@ from .layer_stack import decoder_layers, final_norm
 from .mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.linear import WeightOnlyLinear
-from .nn.module import FIRST_USE
+from .nn.module import FIRST_USE, QuantModule
 from .nn.norm import FinalNorm, PassThroughNorm
 from .nn.taps import STATE_TAP, static_taps
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
@@ -270,8 +270,11 @@ def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence
                 weight.copy_(fold_into_norm(weight, rounded.input_scales))
 
 
-def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:
-    """Gives a model that is still on the meta device the modules of a quantized one, for a checkpoint to fill."""
+def build_skeleton(model: nn.Module, recipe: QuantizationRecipe, flat: bool = False) -> None:
+    """Gives a model that is still on the meta device the modules of a quantized one, for a checkpoint to fill.
+
+    Shapes are those of the files (see `QuantModule`), until `leave_files`; `flat`: of a format before 5.
+    """
     _check_blocks(model, recipe)
     if architecture_of(model):
         check_architecture(model)
@@ -284,6 +287,16 @@ def build_skeleton(model: nn.Module, recipe: QuantizationRecipe) -> None:
     for slot in slots:
         slot.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill
     _swap_final_norm(model)
+    for module in model.modules():
+        if isinstance(module, QuantModule):
+            module.expect_file(flat)
+
+
+def leave_files(model: nn.Module) -> None:
+    """Gives the modules of a quantized model that a checkpoint was read into the shapes that they have in memory."""
+    for module in model.modules():
+        if isinstance(module, QuantModule):
+            module.leave_file()
 
 
 def _empty_mixer(model: nn.Module, slot: MambaSlot, recipe: QuantizationRecipe) -> nn.Module:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..convert import build_skeleton
+from ..convert import build_skeleton, leave_files
 from ..errors import QuambaError
 from ..files import write_text_atomically
 from ..folders import replace_folder, require_files_of
@@ -37,7 +37,7 @@ FORMAT_VERSION = 5
 _SINCE_4 = {"layers": (), "state_bits": 32, "reordered": False}
 # versions that are read: what their recipes did not have yet
 EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0, **_SINCE_4}, 3: _SINCE_4, 4: {}}
-OF_THE_FILES = ("sha256", "config_sha256", "files")  # fields that hold for the files of one save
+OF_THE_FILES = ("sha256", "config_sha256", "files", "flat")  # what holds for the files of one save
 
 # what `save_quantized` wrote before it recorded the names, and what transformers' save_pretrained writes
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -67,6 +67,7 @@ class QuambaConfig(QuantizationConfigMixin):
         self.quant_method = METHOD
         self.format_version = format_version
         self.recipe = recipe
+        self.flat = format_version in EARLIER  # integer weights [O, C] in the files, see QuantModule
         if format_version in EARLIER and isinstance(recipe, dict):
             self.format_version, self.recipe = FORMAT_VERSION, EARLIER[format_version] | recipe
         self.sha256, self.config_sha256, self.files = sha256 or {}, config_sha256, files or []
@@ -98,7 +99,8 @@ class QuambaQuantizer(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **_) -> None:
-        build_skeleton(model, QuantizationRecipe.from_dict(self.quantization_config.recipe))
+        recipe = QuantizationRecipe.from_dict(self.quantization_config.recipe)
+        build_skeleton(model, recipe, self.quantization_config.flat)
         files = [Path(file) for file in checkpoint_files or []]
         self._folder = files[0].parent if files else None
         self._generation = self._folder and generation(self._folder)
@@ -116,6 +118,7 @@ class QuambaQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_) -> None:
         if self._folder:
             self._require_unchanged()
+        leave_files(model)
         check_tensors(model, f"{self._folder or 'the checkpoint'}, read as {model.dtype}", UNFIT)
         align_floats(model)
 

@@ -111,6 +111,7 @@ class QuantWeight(QuantModule):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             if self.tiled:
                 destination.update({prefix + name: tensor for name, tensor in self.rows().items()})
+                self._shape_for_file(destination, prefix)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         with FIRST_USE:

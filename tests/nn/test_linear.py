@@ -78,11 +78,11 @@ def test_the_formats_on_disk():
 
     bias = {"bias": ((7,), torch.float32)}
     assert formats(weight_spec(8)) == bias | {
-        "weight": ((7, 131), torch.int8),
+        "weight": ((7, 131, 1), torch.int8),
         "weight_scale": ((7,), torch.float32),
     }
     assert formats(weight_spec(4, 64)) == bias | {
-        "weight": ((7, 66), torch.uint8),
+        "weight": ((7, 66, 1), torch.uint8),
         "weight_scale": ((7, 3), torch.float16),
         "weight_zero": ((7, 3), torch.uint8),
     }
