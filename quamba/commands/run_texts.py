@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import text_sources
+from ..architectures import ARCHITECTURES
 from ..calibration import CalibrationResult, CalibrationText
 from ..checkpoint import METHOD, Checkpoint
+from ..checkpoint.load_float import read_model_config
 from ..data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ..errors import QuambaError
+from ..positions import max_positions
 from ..scheme import FLOAT, SCHEMES
 from ..text_sources import data_dir_for, find_data_files
 from ..weight_run import WINDOWS
@@ -64,11 +67,19 @@ def calibration_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Calibr
     return CalibrationText(
         dataset=dataset,
         data_num=min(data_num, TESTING_CALIB_DATA_NUM) if args.testing else data_num,
-        seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else common.seqlen),
+        seqlen=args.calib_seqlen or (defaults.calib_seqlen if defaults else _fitting_seqlen(checkpoint)),
         seed=args.seed,
         batch_size=batch_size(args, checkpoint),
         data_dir=data_dir_for(args.data_dir, dataset),
     )
+
+
+def _fitting_seqlen(checkpoint: Checkpoint) -> int:
+    """Tokens of a calibration sequence where the user gives no number: no more than the model has positions."""
+    seqlen, model_type = CalibrationText().seqlen, checkpoint.config.get("model_type")
+    if model_type is None or model_type in ARCHITECTURES:  # Mamba, which has none; the original format names no type
+        return seqlen
+    return min(seqlen, max_positions(read_model_config(checkpoint)) or seqlen)
 
 
 def weight_text(args: argparse.Namespace, checkpoint: Checkpoint, method: WeightMethod) -> CalibrationText | None:

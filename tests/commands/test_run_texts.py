@@ -1,8 +1,10 @@
 """The texts of a run: what calibration and evaluation read by default, how much of it, and what the options change."""
 
+import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration import TapResult
@@ -25,6 +27,16 @@ def test_embedded_checkpoints_calibrate_on_less():
     small = CalibrationText(TINY.calib_dataset, TINY.calib_data_num, TINY.calib_seqlen, 0, TINY.batch_size)
     assert run_texts.calibration_text(parse(), EMBEDDED) == small
     assert run_texts.calibration_text(parse(), OTHER) == CalibrationText("pile", 512, 512, 0, 8)
+
+
+def test_default_sequences_are_no_longer_than_the_model_has_positions(tmp_path):
+    LlamaConfig(max_position_embeddings=256).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    checkpoint = Checkpoint("small", tmp_path, config, "directory")
+    assert run_texts.calibration_text(parse(), checkpoint).seqlen == 256
+    assert (
+        run_texts.calibration_text(parse("--calib_seqlen", "300"), checkpoint).seqlen == 300
+    )  # refused later
 
 
 def test_calibration_options_go_before_defaults(tmp_path):
