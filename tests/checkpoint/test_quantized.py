@@ -77,6 +77,12 @@ def edit_tensors(folder, **changes):
     edit_config(folder, sha256={file.name: file_sha256(file)})
 
 
+def flatten_weights(folder):
+    """Give integer weights the shape that formats before 5 have in files."""
+    tensors = load_file(folder / "model.safetensors")
+    edit_tensors(folder, **{n: t[..., 0] for n, t in tensors.items() if t.dim() == 3 and not t.is_floating_point()})
+
+
 # --- saved and loaded ---
 
 

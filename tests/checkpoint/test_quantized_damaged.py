@@ -17,6 +17,7 @@ from tests.checkpoint.test_quantized import (
     build_quantized,
     edit_config,
     edit_tensors,
+    flatten_weights,
     logits,
     write_config,
 )
@@ -140,12 +141,22 @@ def test_a_config_that_does_not_fit_is_told(folder, changes, message, load):
 @pytest.mark.parametrize("version", LATER)
 @pytest.mark.parametrize("load", [quamba.load, AutoModelForCausalLM.from_pretrained], ids=["quamba", "transformers"])
 def test_earlier_formats_are_read(folder, tokens, version, load):
-    expected = logits(quamba.load(str(folder))[0], tokens)
+    model, tokenizer = quamba.load(str(folder))
+    expected = logits(model, tokens)
+    flatten_weights(folder)
     edit_config(folder, format_version=version, recipe={k: v for k, v in RECIPE.items() if k not in LATER[version]})
     loaded = load(str(folder))
     loaded = loaded[0] if isinstance(loaded, tuple) else loaded
     assert torch.equal(logits(loaded, tokens), expected)
-    assert recipe_of(loaded).to_dict() == recipe_of(quamba.load(str(folder))[0]).to_dict()
+    assert recipe_of(loaded).to_dict() == recipe_of(model).to_dict()
+    again, _ = quamba.load(str(quamba.save(loaded, tokenizer, folder)))  # in the format of today
+    assert torch.equal(logits(again, tokens), expected)
+
+
+def test_weights_of_an_earlier_shape_under_this_format_are_told(folder):
+    flatten_weights(folder)
+    with pytest.raises(QuambaError, match=r"of another shape or type: .*in_proj\.weight"):
+        quamba.load(str(folder))
 
 
 def test_the_same_recipe_written_by_hand_fits(folder):

@@ -1,16 +1,14 @@
 """A process that has not imported quamba cannot open its files: no loader takes integers for a weight's values."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import quamba
-from quamba.checkpoint.quantized import FORMAT_VERSION
 from tests.scheme_variants import TABLES, VARIANTS, quantize_variant
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama
@@ -63,37 +61,6 @@ def test_integer_weights_have_a_shape_of_their_own_in_files(
     quamba.save(loaded, tiny_tokenizer, tmp_path / "again")  # rows that no product has tiled
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert stored.keys() == again.keys() and all(torch.equal(stored[name], again[name]) for name in stored)
-
-
-@pytest.mark.parametrize("version", [4, FORMAT_VERSION])
-@pytest.mark.parametrize("variant", ["w8a8", "w4a16"])
-def test_flat_weights_of_earlier_formats_are_read(tiny_mamba2, tiny_tokenizer, tmp_path, variant, version):
-    model = build(tiny_mamba2, variant, "both")
-    quamba.save(model, tiny_tokenizer, tmp_path / "model")
-    file, config = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
-    tensors = load_file(file)
-    flat = {
-        name: t.squeeze(-1) if t.dim() == 3 and t.dtype in (torch.int8, torch.uint8) else t
-        for name, t in tensors.items()
-    }
-    save_file(flat, file, {"format": "pt"})
-    settings = json.loads(config.read_text())
-    recipe = settings["quantization_config"]["recipe"]
-    settings["quantization_config"] = {"quant_method": "quamba", "format_version": version, "recipe": recipe}
-    config.write_text(json.dumps(settings))
-    if version == FORMAT_VERSION:
-        with pytest.raises(quamba.QuambaError, match=r"of another shape or type: .*weight"):
-            quamba.load(str(tmp_path / "model"))
-        return
-    loaded, _ = quamba.load(str(tmp_path / "model"))
-    assert_equal(loaded, model)
-    quamba.save(loaded, tiny_tokenizer, tmp_path / "again")  # in the format of today
-    assert_equal(quamba.load(str(tmp_path / "again"))[0], model)
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "again" / file.name).items())
-
-
-def _is_integer(tensor: torch.Tensor) -> bool:
-    return tensor.dim() == 3 and not tensor.is_floating_point()
 
 
 def assert_equal(model: PreTrainedModel, expected: PreTrainedModel) -> None:

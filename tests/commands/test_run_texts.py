@@ -34,9 +34,7 @@ def test_default_sequences_are_no_longer_than_the_model_has_positions(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     checkpoint = Checkpoint("small", tmp_path, config, "directory")
     assert run_texts.calibration_text(parse(), checkpoint).seqlen == 256
-    assert (
-        run_texts.calibration_text(parse("--calib_seqlen", "300"), checkpoint).seqlen == 300
-    )  # refused later
+    assert run_texts.calibration_text(parse("--calib_seqlen", "300"), checkpoint).seqlen == 300  # refused later
 
 
 def test_calibration_options_go_before_defaults(tmp_path):
