@@ -10,40 +10,39 @@ if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 import quamba
 import utils
-from quamba.activations import check_recordable
 from quamba.architectures import architecture_of
 from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
     Checkpoint,
-    check_new_folder,
-    check_replaceable,
+    check_savable,
     load_checkpoint,
     recipe_of,
     resolve_checkpoint,
     save_dequantized,
 )
-from quamba.commands import hybrid_options, run_texts
-from quamba.commands.failures import exit_status
+from quamba.commands import hybrid_options, run_outputs, run_texts
+from quamba.commands.failures import Failures, drop_standard_output, exit_status
+from quamba.commands.run_report import report_lines
 from quamba.commands.weight_options import given_weight_options, weight_method
 from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
-from quamba.evaluate import EvaluationResult, compare, evaluate
+from quamba.evaluate import EvaluationResult, compare, evaluate, text_windows
 from quamba.evaluate.log import environment, kernels_run, write_log
-from quamba.evaluate.summary import backend_line, summary_table
-from quamba.files import require_writable, require_writable_file
-from quamba.hybrid_blocks import check_searchable, write_layer_schemes
+from quamba.evaluate.summary import summary_table
+from quamba.hybrid_blocks import write_layer_schemes
 from quamba.hybrid_run import search_schemes
 from quamba.mamba_slots import mamba_layers
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
-from quamba.scheme import QuantizationRecipe, get_scheme
+from quamba.scheme import get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
+from quamba.text_config import text_config
 from quamba.text_sources import data_dir_for
 from quamba.tying import is_one_table
 from quamba.weight_resume import ResumeFolder
@@ -51,9 +50,15 @@ from quamba.weight_resume import ResumeFolder
 console = Console()
 
 
-def say(text: str = "") -> None:
-    """Prints a line as it is: paths may hold brackets, which are no markup, and are copied whole."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def say(text: str | Table = "") -> None:
+    """Prints a line as it is: paths may hold brackets, which are no markup, and are copied whole.
+
+    A run goes on where nobody reads it any more, or the disk that it is written to is full.
+    """
+    try:
+        console.print(text, markup=False, highlight=False, soft_wrap=isinstance(text, str))
+    except OSError:
+        drop_standard_output()
 
 
 def measure(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, what: str) -> EvaluationResult:
@@ -121,12 +126,12 @@ def quantize(model, tokenizer, args: argparse.Namespace, arguments: dict) -> dic
     result, weights = model.quamba_calibration, {"weights": model.quamba_weights} if model.quamba_weights else {}
     if result is None:
         return weights
-    if args.calibration and not isinstance(source, CalibrationResult):
-        result.save(args.calibration)
     return {"calibration": result.figures(), **weights}
 
 
-def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict) -> tuple[str, ...]:
+def search_layer_schemes(
+    args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict, failures: Failures
+) -> tuple[str, ...]:
     """The scheme of every layer that a search on a copy of the float model finds; written to a file, and shown."""
     search = hybrid_options.hybrid_search(args, arguments["group_heads"])
     text = run_texts.searched_text(args, checkpoint)
@@ -143,31 +148,56 @@ def search_layer_schemes(args: argparse.Namespace, checkpoint: Checkpoint, argum
         batch_size=text.batch_size,
     )
     path = hybrid_options.schemes_file(args, checkpoint.name)
-    write_layer_schemes(path, found.assignment.schemes, found.figures())
     say(to_markdown(hybrid_report(found.losses, found.sizes, found.weight_count, [found.assignment])))
+    with failures.collected():
+        write_layer_schemes(path, found.assignment.schemes, found.figures())
     say(f"schemes     {path}, {found.assignment.mean_bits(found.weight_count):.2f} bits a weight")
     return found.assignment.schemes
 
 
 def quantize_and_save(
-    model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict, target: Path | None
+    model,
+    tokenizer,
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    arguments: dict,
+    target: Path | None,
+    failures: Failures,
 ) -> dict:
-    """Quantizes the model in place, after the search that is asked for, and writes it wherever it goes; for the log."""
+    """Quantizes the model in place, after the search that is asked for, and writes it wherever it goes; for the log.
+
+    The model first; what cannot be written is said at the end of the run, and takes nothing else along.
+    """
     if args.hybrid_search is not None:
-        schemes = search_layer_schemes(args, checkpoint, arguments)
+        schemes = search_layer_schemes(args, checkpoint, arguments, failures)
         arguments |= hybrid_options.found(args, schemes)
         if not given_weight_options(args):  # the default is that of the bits which layers have now
             folder = arguments["progress_dir"]  # which this run holds
             arguments |= weight_arguments(args, checkpoint, hybrid_options.fewest_bits(schemes))
             arguments["progress_dir"] = arguments["progress_dir"] and folder
     found = quantize(model, tokenizer, args, arguments)
-    if target:
-        quamba.save(model, tokenizer, target)
-    if args.save_dequantized:
-        save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
-    if arguments["progress_dir"]:
-        arguments["progress_dir"].discard()  # all that it led to is saved
+    failures.texts += [model.quamba_unwritten] if model.quamba_unwritten else []
+    found["saved"] = None
+    unsaved = len(failures.texts)
+    with failures.collected():
+        if target:
+            quamba.save(model, tokenizer, target)
+            found["saved"] = str(target)
+    with failures.collected():
+        if args.save_dequantized:
+            save_dequantized(model, tokenizer, args.save_dequantized, utils.own_dtype(checkpoint))
+    if arguments["progress_dir"] and len(failures.texts) == unsaved:
+        with failures.collected():
+            arguments["progress_dir"].discard()  # all that it led to is saved
+    with failures.collected():
+        if args.calibration and "calibration" in found and not isinstance(arguments["calibration"], CalibrationResult):
+            model.quamba_calibration.save(args.calibration)
     return found
+
+
+def expected_scheme(args: argparse.Namespace) -> str:
+    """What the log of a run is called after, as far as the options tell."""
+    return utils.scheme_name(args) if args.quantize else "fp"
 
 
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
@@ -185,6 +215,17 @@ def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
 
         for tasks, _ in task_runs:
             check_tasks(tasks, args.include_path)
+
+
+def read_evaluation(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Reads all that the evaluation will read. Raises QuambaError for a text or a task that cannot be measured on."""
+    texts, task_runs = run_texts.evaluation_plan(args, checkpoint)
+    text_windows(model, tokenizer, texts, data_dir=data_dir_for(args.data_dir, *texts))
+    for tasks, examples in task_runs:
+        from quamba.evaluate.lm_eval import load_tasks
+
+        limit = run_texts.TESTING_TASK_ITEMS if args.testing else None
+        load_tasks(tasks, examples, limit, args.include_path, tokenizer, text_config(model).vocab_size)
 
 
 def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
@@ -213,25 +254,6 @@ def read_texts(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict
     return [arguments["calibration"], arguments["weight_text"], run_texts.searched_text(args, checkpoint)]
 
 
-def check_outputs(args: argparse.Namespace, checkpoint: Checkpoint, target: Path | None) -> None:
-    """Raises QuambaError where what the run makes could not be written: now, not after the work."""
-    require_writable(Path(args.log_dir))
-    if args.calibration:
-        require_writable_file(Path(args.calibration), "--calibration")
-    if args.save_activations:
-        check_recordable(args.save_activations)
-    if args.hybrid_search is not None:
-        file = hybrid_options.schemes_file(args, checkpoint.name)
-        check_searchable(file)
-        require_writable_file(file)
-    if args.save_dequantized:
-        check_new_folder(Path(args.save_dequantized))
-        require_writable(Path(args.save_dequantized).resolve().parent)
-    if target:
-        require_writable(target.parent)
-        check_replaceable(target)
-
-
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: contextlib.ExitStack) -> None:
     """One whole run: load, measure, quantize, save, measure again, log, summarize; `held`: to its end."""
     if args.plugin and args.quantize:  # its names may be among the options
@@ -251,16 +273,31 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
         utils.check_quantization_options(args, parser, checkpoint.config)  # of the layers' own schemes too
         arguments, target = quantization_arguments(args, checkpoint), saved_path(args, checkpoint)
     run_texts.check_data_dir(args, checkpoint, read_texts(args, checkpoint, arguments))
-    check_outputs(args, checkpoint, target)
+    outputs = run_outputs.outputs_of(args, checkpoint, arguments, target, expected_scheme(args))
+    inputs = run_outputs.inputs_of(args, checkpoint, arguments, run_texts.evaluation_plan(args, checkpoint)[0])
+    run_outputs.check_run_outputs(args, outputs, inputs, target)
     if arguments and arguments["progress_dir"]:
         arguments["progress_dir"] = held.enter_context(ResumeFolder(arguments["progress_dir"], args.resume))
     model, tokenizer = load_checkpoint(checkpoint, utils.DTYPES.get(args.dtype), args.device)
     if args.quantize:
-        check_quantizable(model, utils.recipe(args, is_one_table(model), checkpoint.config))
+        recipe = utils.recipe(args, is_one_table(model), checkpoint.config)
+        check_quantizable(model, recipe)
+        run_outputs.check_run_space(outputs, model, recipe, utils.own_dtype(checkpoint))
+        if target or args.save_dequantized:
+            check_savable(model, tokenizer)
         check_options_of_blocks(model, args, arguments)
         for text in read_texts(args, checkpoint, arguments):
             if isinstance(text, CalibrationText):
                 text.windows(tokenizer)  # a text that cannot be read is said now
+    read_evaluation(model, tokenizer, args, checkpoint)
+    measure_run(model, tokenizer, args, checkpoint, arguments, target)
+
+
+def measure_run(
+    model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict | None, target: Path | None
+) -> None:
+    """The work of a run, everything checked; `arguments`: of the quantization, if any."""
+    failures = Failures()
     log = {
         "args": vars(args),
         "env": environment(args.seed, model.device.type),
@@ -273,9 +310,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
         if not args.skip_float:
             float_result = measure(model, tokenizer, args, checkpoint, "float")
             log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
-        log |= quantize_and_save(model, tokenizer, args, checkpoint, arguments, target)
-        disk_bytes = checkpoint_bytes(target) if target else tensor_bytes(model)
-        log["saved"] = str(target) if target else None
+        log |= quantize_and_save(model, tokenizer, args, checkpoint, arguments, target, failures)
+        disk_bytes = checkpoint_bytes(target) if log["saved"] else tensor_bytes(model)
     recipe = recipe_of(model)
     log["scheme"] = recipe.name if recipe else "fp"
     log["kernels"] = kernels_run(model)
@@ -285,44 +321,15 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
     items = result.item_values() | ({"float": float_result.item_values()} if float_result else {})
-    path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}", items)
     blocks = mamba_layers(model) if recipe else []
-    report(log, blocks, compare(float_result, result) if float_result else None, path)
-
-
-def report(log: dict, blocks: Sequence[bool], intervals: dict | None, path: Path) -> None:
-    """Prints the table and where things are; `blocks`: which decoder layers have a Mamba block."""
     say()
-    console.print(summary_table(log, intervals))
-    if log["recipe"]:
-        say(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe(blocks)}")
-    if weights := log.get("weights"):
-        say(f"weights     {weights_line(weights)}")
-    if calibration := log.get("calibration"):
-        by_observer = {}
-        for tap, name in calibration["observer"].items():
-            by_observer.setdefault(name, []).append(tap)
-        say("observers   " + "; ".join(f"{name}: {', '.join(taps)}" for name, taps in by_observer.items()))
-        say(f"calibrated  on {calibration['tokens']} tokens in {calibration['seconds']:.1f} s")
-        if activations := log["args"]["save_activations"]:
-            say(f"activations {activations} (compare scales on them: python -m quamba observers --activations DIR)")
-    say(f"kernels     {backend_line(log['kernels'])}")
-    if "saved" in log:
-        say(f"saved to    {log['saved'] or 'nowhere: give --pretrained_dir DIR'}")
-    say(f"log         {path}")
-
-
-def weights_line(weights: dict) -> str:
-    """What became of the weights: `alpha 0.05 to 0.60, output errors 0.81 of rounding to nearest; ...`."""
-    reports = list(weights["reports"].values())
-    alphas = [report["alpha"] for report in reports if report["alpha"] is not None]
-    ratios = [report["error"] / report["nearest_error"] for report in reports if report["nearest_error"] > 0]
-    flips = [sum(found["flips"] for found in report["flips"].values()) for report in reports if report["flips"]]
-    parts = [f"alpha {min(alphas):.2f} to {max(alphas):.2f}"] if alphas else []
-    parts += [f"output errors {sum(ratios) / len(ratios):.2f} of rounding to nearest"] if ratios else []
-    parts += [f"{sum(flips)} flips"] if flips else []
-    peak = f"peak {weights['peak_bytes'] / 1e9:.1f} GB"
-    return f"{', '.join(parts)}; {weights['tokens']} tokens in {weights['seconds']:.1f} s, {peak}"
+    say(summary_table(log, compare(float_result, result) if float_result else None))
+    for line in report_lines(log, blocks):
+        say(line)
+    with failures.collected():
+        path = write_log(log, args.log_dir, f"{log['model']}_{log['scheme']}", items)
+        say(f"log         {path}")
+    failures.raise_any()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ holds the model, the layer, and for every tap shape, dtype and what the histogra
 """
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -26,6 +27,8 @@ from .folder_lock import lock_folder
 from .histogram import MagnitudeHistogram, SignedHistogram
 from .observer_base import finite_extremes
 from .scratch import scratch_folder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "quamba-activations-1"
 PARTS = ".parts-"  # of the names of folders in which earlier versions recorded
@@ -82,8 +85,10 @@ class ActivationRecorder:
     """Context manager that keeps what `update` is given, and writes it to `directory` when the block is left.
 
     `taps`, `layers`: only these, all by default. Memory holds the histograms (about 2 MB a tap); the first batches go
-    to the disk as they come. A block that is left by an error leaves nothing behind. Raises QuambaError where the
-    directory cannot be written or holds activations already, and when entered where another run is recording.
+    to the disk as they come. A block that is left by an error leaves nothing behind. `best_effort`: what cannot be
+    written once the block has begun, such as on a full disk, ends the recording alone; `failure` then says what it was.
+    Raises QuambaError where the directory cannot be written or holds activations already, and when entered where
+    another run is recording.
     """
 
     def __init__(
@@ -92,7 +97,9 @@ class ActivationRecorder:
         model: str,
         taps: Collection[str] | None = None,
         layers: Collection[int] | None = None,
+        best_effort: bool = False,
     ):
+        self.best_effort, self.failure = best_effort, None
         self.directory, self.model = Path(directory), model
         self.taps, self.layers = taps, layers
         self._histograms: dict[str, SignedHistogram] = {}
@@ -112,19 +119,36 @@ class ActivationRecorder:
             check_recordable(self.directory)  # another run may have ended meanwhile
             for left in self.directory.glob(f"{PARTS}*"):  # of killed runs of earlier versions
                 shutil.rmtree(left, ignore_errors=True)
-            self._parts = undo.enter_context(scratch_folder(self.directory))
+            try:
+                self._parts = undo.enter_context(scratch_folder(self.directory))
+            except OSError as error:
+                self._fail(QuambaError(f"cannot write to {self.directory}: {error}"))
             self._stack = undo.pop_all()
         return self
 
     def __exit__(self, kind, *_) -> None:
         with self._stack:  # removes the parts
-            if kind is None:
+            if kind is not None or self.failure is not None:
+                return
+            try:
                 self._write()
+            except QuambaError as error:
+                self._fail(error)
+
+    def _fail(self, error: QuambaError) -> None:
+        if not self.best_effort:
+            raise error
+        self.failure = f"no activations are saved: {error}"
+        logger.warning("%s", self.failure)
 
     def wants(self, name: str) -> bool:
         """Whether a tap is among those to record."""
         layer, tap = split_tap_name(name)
-        return (self.taps is None or tap in self.taps) and (self.layers is None or layer in self.layers)
+        return (
+            self.failure is None
+            and (self.taps is None or tap in self.taps)
+            and (self.layers is None or layer in self.layers)
+        )
 
     def update(self, name: str, x: Tensor) -> None:
         """Takes in one batch of a tap. Raises QuambaError for NaN and infinity, naming the tap."""
@@ -133,7 +157,8 @@ class ActivationRecorder:
             try:
                 save_file({"values": x.detach().cpu().contiguous()}, self._part(name))
             except (OSError, SafetensorError) as error:
-                raise QuambaError(f"cannot write to {self.directory}: {error}") from error
+                self._fail(QuambaError(f"cannot write to {self.directory}: {error}"))
+                return
             self._first[name] = {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
             self._histograms[name] = SignedHistogram()
         self._histograms[name].update(x)

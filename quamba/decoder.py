@@ -17,6 +17,7 @@ from .errors import QuambaError
 from .graphs import RecordedStep
 from .mamba_slots import hybrid_of, mamba_slots
 from .nn.placement import place_weights
+from .text_config import text_config
 
 
 class Decoder:
@@ -79,7 +80,7 @@ class Decoder:
         """
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise QuambaError(f"input_ids has shape {list(input_ids.shape)}: [sequences, tokens], one or more of each")
-        vocab_size = self.model.config.get_text_config().vocab_size
+        vocab_size = text_config(self.model).vocab_size
         low, high = (int(limit) for limit in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
             outside = low if low < 0 else high

@@ -73,7 +73,8 @@ def quantize(
     default; None: all of them do, or what an earlier result used. `observer_options`: observer name -> constructor
     arguments. `calibration`: which text to run (None: the embedded one for an embedded model, else the default of
     `CalibrationText`), windows of token ids int64 [count, seqlen], or an earlier result to reuse. `save_activations`:
-    the folder that the first batch and a histogram of every watched tap are written to, see `activations`. Float
+    the folder that the first batch and a histogram of every watched tap are written to, see `activations`; where that
+    fails half-way, as on a full disk, `model.quamba_unwritten` says so and the model is quantized all the same. Float
     activations need no calibration of scales and take none: the result is None.
     Sources: Quamba, arXiv 2410.13229; Quamba2, arXiv 2503.22879.
     The model is run in eval mode and has its own mode again afterwards; it gets copies of its configs, so that another
@@ -186,5 +187,7 @@ def _rewrite(
     align_floats(model)
     mark_quantized(model, recipe)
     model.quamba_calibration = result
+    recorder = source.recorder if isinstance(source, CalibrationRun) else None
+    model.quamba_unwritten = recorder.failure if recorder else None
     model.quamba_weights = rounded.to_dict() if rounded else None
     return model

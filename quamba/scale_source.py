@@ -124,7 +124,7 @@ def scale_source(
     windows, text = read_windows(calibration, model, tokenizer)
     recorder = None
     if save_activations is not None:
-        recorder = ActivationRecorder(save_activations, Path(model.config.name_or_path).name)
+        recorder = ActivationRecorder(save_activations, Path(model.config.name_or_path).name, best_effort=True)
     return CalibrationRun(windows, text, observers, options, n_bits, fingerprint, recorder, group_heads, states)
 
 

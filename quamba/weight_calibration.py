@@ -118,8 +118,8 @@ def round_weights(
             first = len(result.layers)
             chosen = range(first, min(first + method.layer_batch_size, len(sites)))
             _round_batch(text, chosen, sites, grids, method, result, bar)
-            if folder:
-                folder.keep(result.layers, result.reports, text.carried(), first)
+            if folder and not _kept(folder, result, text.carried(), first):
+                folder = None
     if head is not None:
         result.head = _round_head(text, Grid.of(head), method, float_activations, result)
     if not method.sequential:  # until here every statistic was of the float model
@@ -127,6 +127,16 @@ def round_weights(
     result.seconds, result.peak_bytes = time.perf_counter() - start, peak_memory_bytes()
     logger.info("rounded %d layers in %.1f s", len(sites), result.seconds)
     return result
+
+
+def _kept(folder: ResumeFolder, result: RoundedModel, hidden: list[Tensor], first: int) -> bool:
+    """Whether the progress could be kept; where it cannot, as on a full disk, the run goes on without."""
+    try:
+        folder.keep(result.layers, result.reports, hidden, first)
+    except QuambaError as error:
+        logger.warning("%s: the run goes on, and could not be resumed from here", error)
+        return False
+    return True
 
 
 def _round_batch(

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "quamba"
 # lowest first; modules of one layer may import each other
 LAYERS = [
     ["errors", "borders", "scratch", "files", "folders", "folder_lock", "graphs", "positions", "text_config"],
+    ["outputs"],
     ["registry", "plugins"],
     ["numerics", "scheme", "hadamard", "sampling", "text_stream"],
     ["hybrid_blocks", "hybrid_budget", "hybrid_search", "hybrid_sizes"],

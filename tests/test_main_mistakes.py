@@ -59,7 +59,7 @@ def tiny(tmp_path, tiny_mamba, tiny_tokenizer) -> list[str]:
         (["--fewshot", "3"], "--fewshot 3 does nothing without --eval_few_shot"),
         (["--task_list", "best"], "unknown lm-eval task 'best'"),
         (["--task_list", "stdlib_cloze", "--include_path", "best"], "folder of lm-eval tasks 'best' does not exist"),
-        (["--log_dir", "text.txt"], "cannot write to text.txt"),
+        (["--log_dir", "text.txt"], "--log_dir text.txt is a file: give the name of a folder"),
         (
             ["--data_dir", "logs"],
             "--data_dir logs can stand in for wikitext2, wikitext2-simple, c4, pile only, not for",

@@ -5,6 +5,7 @@ from .load import DTYPES, load, load_checkpoint, saved_dtype
 from .load_float import load_float
 from .quantized import METHOD, check_replaceable, load_quantized, recipe_of, save_quantized
 from .resolve import Checkpoint, resolve_checkpoint
+from .savable import check_savable
 from .tokenizer import load_tokenizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoint",
     "check_new_folder",
     "check_replaceable",
+    "check_savable",
     "load",
     "load_checkpoint",
     "load_float",

@@ -28,6 +28,7 @@ from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers
 from .quantized import recipe_of
+from .savable import check_savable, save_tokenizer, say_without_tokenizer
 from .verify import buffer_names
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def check_new_folder(directory: Path) -> None:
 
 
 def save_dequantized(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, dtype: torch.dtype
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path, dtype: torch.dtype
 ) -> Path:
     """Writes a quantized model as a plain float checkpoint of `dtype` into a new folder, whole or not at all.
 
@@ -135,14 +136,16 @@ def save_dequantized(
     if recipe_of(model) is None:
         raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
     check_new_folder(Path(directory))
+    check_savable(model, tokenizer)
     plain = empty_float_model(model, dtype)
     dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
     tensors = {name: tensor.to(dtypes[name]) for name, tensor in plain_tensors(model).items()}
     try:
         with replace_folder(Path(directory), check_new_folder) as folder, quiet_transformers():
             plain.save_pretrained(folder, state_dict=tensors)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
     except (OSError, SafetensorError) as error:
         raise QuambaError(f"cannot write to {directory}: {error}") from error
+    say_without_tokenizer(tokenizer, directory)
     logger.info("dequantized weights saved to %s", directory)
     return Path(directory).resolve()

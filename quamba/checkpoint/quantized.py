@@ -21,10 +21,13 @@ from ..folders import replace_folder, require_files_of
 from ..model_checks import check_placement
 from ..model_state import require_whole
 from ..nn.placement import align_floats
+from ..outputs import FOLDER, Output, check_space
+from ..profile import tensor_bytes
 from ..scheme import QuantizationRecipe
 from ..tensor_checks import check_tensors
 from .load_float import UNFIT, quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
+from .savable import check_savable, save_tokenizer, say_without_tokenizer
 from .tokenizer import load_tokenizer
 from .unchanged import generation
 from .verify import config_sha256, file_sha256, verify_config, verify_hashes, verify_index, verify_tensors
@@ -151,11 +154,13 @@ def recipe_of(model: PreTrainedModel) -> QuantizationRecipe | None:
     return QuantizationRecipe.from_dict(config.recipe) if isinstance(config, QuambaConfig) else None
 
 
-def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
+def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: str | Path) -> Path:
     """Writes a quantized model and its tokenizer to `directory`, whole or not at all; an older one there is replaced.
 
-    Raises QuambaError for a float model, for a folder that holds anything but the files of a quantized model, and where
-    the directory cannot be written; naming the tensor, for one that has no data or holds NaN, infinity or no scale.
+    `tokenizer` None: the model alone, which is said in the log. Raises QuambaError for a float model, for a folder that
+    holds anything but the files of a quantized model, for configs that transformers does not write, and where the
+    directory cannot be written or the disk has too little room; naming the tensor, for one that has no data or holds
+    NaN, infinity or no scale.
     """
     require_whole(model)
     if recipe_of(model) is None:
@@ -163,12 +168,16 @@ def save_quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
     check_placement(model)
     check_tensors(model, "the model is not saved", "quantize it again")
     directory = Path(directory)
+    check_replaceable(directory)
+    check_savable(model, tokenizer)
+    check_space({Output("the model", directory, FOLDER): tensor_bytes(model)})
     try:
         with replace_folder(directory, check_replaceable) as folder:
             _write(model, tokenizer, folder)
     except (OSError, SafetensorError) as error:
         raise QuambaError(f"cannot write to {directory}: {error}") from error
     logger.info("saved to %s", directory)
+    say_without_tokenizer(tokenizer, directory)
     return directory
 
 
@@ -192,10 +201,10 @@ def check_replaceable(directory: Path) -> None:
         )
 
 
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(directory, save_original_format=False)  # names of modules: see mark_quantized
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
     config = json.loads((directory / "config.json").read_text("utf-8"))
     described = config["quantization_config"]
     described["sha256"] = {file.name: file_sha256(file) for file in sorted(directory.glob("*.safetensors"))}

@@ -1,4 +1,7 @@
-"""The original state-spaces checkpoint format: config.json with d_model, n_layer and ssm_cfg, and pytorch_model.bin."""
+"""The original state-spaces format: config.json with d_model, n_layer and ssm_cfg, and the weights beside it.
+
+They are in pytorch_model.bin, or, of fine-tuned and converted models, in model.safetensors; both may be shards.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +13,8 @@ from transformers import Mamba2Config, MambaConfig, PreTrainedConfig
 
 from ..errors import QuambaError
 from .resolve import Checkpoint
-from .weight_files import load_bin
+from .weight_files import load_tensors, weight_files
 
-WEIGHTS = "pytorch_model.bin"
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 
@@ -66,10 +68,9 @@ def read_state_spaces(checkpoint: Checkpoint) -> tuple[PreTrainedConfig, dict[st
     find.
     """
     config = convert_config(checkpoint.config, checkpoint.path / "config.json")
-    file = checkpoint.path / WEIGHTS
-    if not file.is_file():
-        raise QuambaError(f"{checkpoint.path} holds no weights: a checkpoint of this format has them in {WEIGHTS}")
-    stored = load_bin(file)
+    files = weight_files(checkpoint.path)
+    file = files[0] if len(files) == 1 else checkpoint.path  # for messages
+    stored = {name: tensor for each in files for name, tensor in load_tensors(each).items()}
     tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in stored.items()}
     if config.tie_word_embeddings and HEAD in tensors:
         head = tensors.pop(HEAD)

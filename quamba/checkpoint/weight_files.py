@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import QuambaError
@@ -34,6 +35,16 @@ def check_weight_file(file: Path) -> None:
     try:
         with safe_open(file, framework="pt"):
             pass  # opening compares the header with the length of the file
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file of either kind. Raises QuambaError naming `file` where it cannot be read."""
+    if file.suffix != ".safetensors":
+        return load_bin(file)
+    try:
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise _damaged(file, error) from error
 

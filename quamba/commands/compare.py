@@ -10,7 +10,7 @@ from ..study.compare_models import compare_models, read_texts, to_dict, to_markd
 from ..study.model_sources import DTYPES, ModelSource, find_models
 from ..text_sources import FOLDER_TEXTS
 from .arguments import names, positive_int, seed, share
-from .output import add_output_arguments, check_output, write_report
+from .output import add_output_arguments, check_command_outputs, write_report
 
 NAME = "compare"
 HELP = "compare the perplexities of models on the same sliding windows, with an interval for each difference"
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The whole command. Raises QuambaError for what the user can mend."""
-    check_output(args)
+    check_command_outputs(args, args.datasets or ())
     sources = find_models(args.models, args.pretrained_dir, args.labels, DTYPES.get(args.dtype))
     max_length, stride = window_sizes(sources, args.max_length, args.stride)
     datasets = args.datasets or [_default_text(sources)]

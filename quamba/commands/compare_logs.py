@@ -2,19 +2,18 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import QuambaError
 from ..evaluate.log import items_path
-from ..files import require_writable_file, write_output
 from ..study.compare_logs import compare_logs
 from ..study.log_table import to_dict, to_markdown
-from ..study.result_log import ResultLog, read_logs
-from ..study.saving import check_figure_path, save_figure
+from ..study.result_log import read_logs
+from ..study.saving import save_figure
 from .arguments import names, positive_int, seed, share
+from .failures import Failures
+from .output import check_command_outputs, write_report
 
 NAME = "compare-logs"
 HELP = "compare result logs of main.py: a table of differences, with intervals where the same texts were measured"
@@ -49,40 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """The whole command. Raises QuambaError for what the user can mend."""
     logs = read_logs(args.logs)
-    _check_outputs(args, logs)
+    read = [path for log in logs for path in (log.path, items_path(log.path))]
+    check_command_outputs(args, inputs={f"the log {path}": path for path in read})
     comparison = compare_logs(logs, args.labels, args.against_float, args.confidence, args.resamples, args.seed)
-    figure = None
-    if args.plot:
-        from ..study.log_figures import compare_figure  # matplotlib
-
-        figure = compare_figure(comparison)
     if args.format == "json":
         text = json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"
     else:
         text = to_markdown(comparison)
-    if args.output:
-        write_output(args.output, text)
-        _say(f"table   {args.output}")
-    else:
-        sys.stdout.write(text)
-    if figure:
-        save_figure(figure, args.plot)
-        _say(f"figure  {args.plot}")
-
-
-def _check_outputs(args: argparse.Namespace, logs: list[ResultLog]) -> None:
-    """Raises QuambaError where an output could not be written, or would replace what is compared."""
-    read = {path.resolve() for log in logs for path in (log.path, items_path(log.path))}
-    for option in ("output", "plot"):
-        path = getattr(args, option)
-        if path and path.resolve() in read:
-            raise QuambaError(f"--{option} {path} is one of the logs that are compared: name another file")
-    if args.output and args.plot and args.output.resolve() == args.plot.resolve():
-        raise QuambaError(f"--output and --plot both name {args.output}: give each its own file")
-    if args.output:
-        require_writable_file(args.output, "--output")
+    failures = Failures()
+    with failures.collected():
+        write_report(args, text, "table ")
     if args.plot:
-        check_figure_path(args.plot)
+        from ..study.log_figures import compare_figure  # matplotlib
+
+        with failures.collected():
+            save_figure(compare_figure(comparison), args.plot)
+            _say(f"figure  {args.plot}")
+    failures.raise_any()
 
 
 def _say(line: str) -> None:

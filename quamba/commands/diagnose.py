@@ -13,7 +13,7 @@ from ..study.diagnosis_report import to_dict, to_markdown
 from ..study.model_diagnosis import diagnose
 from ..study.model_sources import DTYPES, common_tokens, find_models
 from .arguments import names, positive_int
-from .output import add_output_arguments, check_output, write_report
+from .output import add_output_arguments, check_command_outputs, write_report
 
 NAME = "diagnose"
 HELP = "find where two models part: tensor by tensor, block by block, and in the logits on sample text"
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The whole command. Raises QuambaError for what the user can mend."""
-    check_output(args)
+    check_command_outputs(args, [args.dataset])
     dtype = DTYPES[args.dtype]
     sources = find_models([args.model_a, args.model_b], args.pretrained_dir, args.labels, dtype)
     for source in sources:

@@ -86,6 +86,8 @@ class Failures:
         """Keeps what goes wrong in the block, where it is no bug, for `raise_any`; the command goes on."""
         try:
             yield
+        except BrokenPipeError:  # nobody reads the standard output any more: the other outputs go on
+            drop_standard_output()
         except (QuambaError, OSError) as error:
             status, text = explain(error)
             if status != MISTAKE:

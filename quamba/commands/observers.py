@@ -3,23 +3,28 @@
 import argparse
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
 
-from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, open_activations, synthetic_activations
+from ..activations import (
+    SYNTHETIC_SPREAD,
+    TapActivations,
+    check_recordable,
+    open_activations,
+    synthetic_activations,
+    tap_name,
+)
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from ..convert import check_architecture
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
-from ..files import require_writable_file, write_output
 from ..observer import observer_names
 from ..plugins import load_plugin
 from ..study.capture import capture
@@ -29,6 +34,8 @@ from ..study.report import TERMINAL_WIDTH, aggregate_sections, detail_section, v
 from ..study.strategies import BASELINE, Strategy, parse_strategies
 from ..study.verdict import EndToEnd, Rule, judge, verdict_dict
 from .arguments import names, positive_int, seed, share
+from .failures import Failures
+from .output import check_command_outputs, write_report
 
 NAME = "observers"
 HELP = "compare scale strategies on activations, offline, and say by a stated rule which to adopt"
@@ -131,8 +138,13 @@ class _Source:
 
     activations: Iterable[TapActivations]
     name: str
-    count: int
+    names: Sequence[str]
     real: bool
+
+    @property
+    def count(self) -> int:
+        """How many taps."""
+        return len(self.names)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -145,6 +157,8 @@ def run(args: argparse.Namespace) -> None:
         checkpoint = _resolve(args) if args.model else None
         evaluation = _evaluation(args, checkpoint, strategies) if args.end_to_end else None
         source = _open(args, checkpoint, stack)
+        if args.plot_tap and args.plot_tap not in source.names:
+            raise QuambaError(f"--plot_tap {args.plot_tap!r} is not compared: {', '.join(source.names)} are")
         comparison = compare_strategies(
             source.activations,
             strategies,
@@ -160,12 +174,16 @@ def run(args: argparse.Namespace) -> None:
         text = _text(args, checkpoint)
         measured = measure_strategies(checkpoint, strategies, args.taps, text, evaluation, args.rotate_residual)
     rule = Rule(**{figure.name: getattr(args, figure.name) for figure in fields(Rule)})
-    _report(args, comparison, rule, measured)
+    failures = Failures()
+    with failures.collected():
+        _report(args, comparison, rule, measured)
     if figure:
         from ..study.saving import save_figure
 
-        save_figure(figure, args.plot)
-        _say(args, f"figure  {args.plot}")
+        with failures.collected():
+            save_figure(figure, args.plot)
+            _say(args, f"figure  {args.plot}")
+    failures.raise_any()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -191,12 +209,8 @@ def _check(args: argparse.Namespace) -> None:
         raise QuambaError("--plot_tap does nothing without --plot")
     if args.output and args.format == "table":
         raise QuambaError(f"--output {args.output} takes Markdown or JSON: add --format markdown or --format json")
-    if args.output:
-        require_writable_file(args.output, "--output")
-    if args.plot:
-        from ..study.saving import check_figure_path
-
-        check_figure_path(args.plot)
+    texts = [text for text in (args.calib_dataset, args.ppl_dataset) if text]
+    check_command_outputs(args, texts, {"the activations": args.activations / "x"} if args.activations else None)
     if args.save_activations:
         check_recordable(args.save_activations)
 
@@ -228,7 +242,7 @@ def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitSt
     if args.synthetic:
         chosen_seed = args.seed or 0
         values = synthetic_activations(chosen_seed, args.spread or SYNTHETIC_SPREAD)
-        return _Source([values], f"synthetic values, seed {chosen_seed}", 1, real=False)
+        return _Source([values], f"synthetic values, seed {chosen_seed}", [values.name], real=False)
     directory = args.activations or args.save_activations
     if args.model:
         directory = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="quamba-activations-"))
@@ -237,18 +251,15 @@ def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitSt
         text = _text(args, checkpoint)
         capture(model, tokenizer, text, directory, args.taps, args.layers, args.rotate_residual)
     saved = open_activations(directory, args.taps, args.layers)
-    return _Source(saved, saved.model, len(saved), real=True)
+    return _Source(saved, saved.model, [tap_name(layer, tap) for _, layer, tap, _ in saved.index], real=True)
 
 
 def _figure(args: argparse.Namespace, comparison: Comparison, source: _Source):
     from ..study.figures import strategy_figure
 
     wanted = args.plot_tap or comparison.taps[0].name
-    for activations in source.activations:
-        if activations.name == wanted:
-            return strategy_figure(comparison, activations)
-    known = ", ".join(tap.name for tap in comparison.taps)
-    raise QuambaError(f"--plot_tap {wanted!r} was not compared: {known} were")
+    (activations,) = (each for each in source.activations if each.name == wanted)
+    return strategy_figure(comparison, activations)
 
 
 def _evaluation(args: argparse.Namespace, checkpoint: Checkpoint, strategies: list[Strategy]) -> Evaluation:
@@ -271,7 +282,7 @@ def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measur
     verdicts = judge(comparison, rule, measured)
     if args.format == "json":
         data = {**comparison.to_dict(), **verdict_dict(rule, verdicts, measured)}
-        _write(args, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
+        write_report(args, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
         return
     details = comparison.taps if args.details or len(comparison.taps) <= FEW else []
     sections = [*map(detail_section, details)]
@@ -279,7 +290,7 @@ def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measur
         sections += aggregate_sections(comparison)
     lines = verdict_lines(rule, verdicts)
     if args.format == "markdown":
-        _write(args, "\n".join([*(section.to_markdown() for section in sections), *lines]) + "\n")
+        write_report(args, "\n".join([*(section.to_markdown() for section in sections), *lines]) + "\n")
         return
     console = Console()
     console.width = max(console.width, TERMINAL_WIDTH)
@@ -291,13 +302,6 @@ def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measur
         )
     for line in lines:
         _say(args, line)
-
-
-def _write(args: argparse.Namespace, text: str) -> None:
-    if args.output:
-        write_output(args.output, text)
-    else:
-        sys.stdout.write(text)
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

@@ -2,11 +2,18 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
-from ..files import require_writable_file, write_output
+from ..data import TEXT_NAMES
+from ..errors import QuambaError
+from ..files import write_output
+from ..outputs import FILE, SHARED, Output, check_outputs
+
+KINDS = {"output": FILE, "plot": FILE, "json": FILE, "save_activations": SHARED}  # options of commands that are outputs
+STANDARD_OUTPUT = "-"
 
 
 def add_output_arguments(group) -> None:
@@ -15,17 +22,38 @@ def add_output_arguments(group) -> None:
     group.add_argument("--output", type=Path, metavar="FILE", help="write the report there, not to the terminal")
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Raises QuambaError where --output could not be written."""
-    if args.output is None:
-        return
-    require_writable_file(args.output, "--output")
+def check_command_outputs(
+    args: argparse.Namespace, texts: Iterable[str] = (), inputs: dict[str, Path] | None = None
+) -> None:
+    """Raises QuambaError where an output of a command could not be written, or would replace what it reads.
+
+    `texts`: names or files; `inputs`: what else is read -> its path.
+    """
+    given = {option: getattr(args, option, None) for option in KINDS}
+    outputs = [
+        Output(f"--{option}", Path(path), KINDS[option])
+        for option, path in given.items()
+        if path and str(path) != STANDARD_OUTPUT
+    ]
+    read = {f"the text {name}": Path(name) for name in texts if name not in TEXT_NAMES}
+    check_outputs(outputs, read | (inputs or {}))
+    if given["plot"]:
+        from ..study.saving import check_figure_path  # matplotlib's formats
+
+        check_figure_path(given["plot"])
 
 
-def write_report(args: argparse.Namespace, text: str) -> None:
-    """Writes the report. Raises QuambaError where the file cannot be written."""
+def write_report(args: argparse.Namespace, text: str, what: str = "report") -> None:
+    """Writes the report to --output, or to the standard output: there too where the file cannot be written.
+
+    Raises QuambaError where it cannot, once the report is out.
+    """
     if args.output is None:
         sys.stdout.write(text)
         return
-    write_output(args.output, text)
-    Console(stderr=True).print(f"report  {args.output}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        write_output(args.output, text.encode("utf-8", "backslashreplace").decode())  # file names may be no text
+    except QuambaError:
+        sys.stdout.write(text)
+        raise
+    Console(stderr=True).print(f"{what}  {args.output}", markup=False, highlight=False, soft_wrap=True)

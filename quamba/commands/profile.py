@@ -17,11 +17,14 @@ from ..checkpoint import METHOD, Checkpoint, load_checkpoint, recipe_of, resolve
 from ..decoder import Decoder
 from ..errors import QuambaError
 from ..evaluate.log import environment
-from ..files import require_writable_file, write_output
+from ..files import write_output
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 from ..positions import check_positions
 from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
+from ..text_config import text_config
 from .arguments import positive_int, seed
+from .failures import Failures
+from .output import STANDARD_OUTPUT, check_command_outputs
 
 NAME = "profile"
 HELP = "measure the size of a model and how fast it answers: to the first token, for each, to the last"
@@ -103,13 +106,20 @@ def run(args: argparse.Namespace) -> None:
         recipe = recipe_of(model)
         subject.label, subject.decoder = recipe.name if recipe else "float", Decoder(model)
     report = _measure(args, figures, subjects)
-    if args.json:
-        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-        if args.json == "-":
-            sys.stdout.write(text)
-        else:
-            write_output(Path(args.json), text)
-    _print(report, Console(stderr=args.json == "-"))
+    failures = Failures()
+    with failures.collected():
+        _print(report, Console(stderr=args.json == STANDARD_OUTPUT))
+    with failures.collected():
+        _write_json(args, report)
+    failures.raise_any()
+
+
+def _write_json(args: argparse.Namespace, report: dict) -> None:
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    if args.json == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+    elif args.json:
+        write_output(Path(args.json), text)
 
 
 def _check(args: argparse.Namespace, figures: list[str]) -> None:
@@ -118,8 +128,7 @@ def _check(args: argparse.Namespace, figures: list[str]) -> None:
         raise QuambaError("--repeats does nothing with --size alone: add --ttft, --tpot or --ttlt")
     if args.gen_len and figures == [TTFT]:
         raise QuambaError("--gen_len does nothing with --ttft alone: add --tpot, --ttlt or --size")
-    if args.json and args.json != "-":
-        require_writable_file(Path(args.json), "--json")
+    check_command_outputs(args)
 
 
 def _resolve(args: argparse.Namespace) -> list[_Subject]:
@@ -152,7 +161,7 @@ def _peak_in_own_process(args: argparse.Namespace, name: str) -> dict:
 
 def _measure(args: argparse.Namespace, figures: list[str], subjects: list[_Subject]) -> dict:
     """All measurements as plain data: times in seconds, sizes in bytes, ratios of the first model to the second."""
-    vocab_size = min(subject.decoder.model.config.get_text_config().vocab_size for subject in subjects)
+    vocab_size = min(text_config(subject.decoder.model).vocab_size for subject in subjects)
     prompt = random_prompt(vocab_size, args.batch_size, args.prompt_len, args.seed)  # [B, L]
     gen_len = 0 if figures == [TTFT] else args.gen_len
     models = []

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..checkpoint import recipe_of
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
+from ..errors import QuambaError
 from ..model_state import require_whole
 from ..positions import check_positions, max_positions
 from ..scheme import FLOAT_STATE_BITS
+from ..text_config import text_config
 from ..text_sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
 from .perplexity import SEQLEN, PerplexityResult, perplexity
@@ -24,6 +28,7 @@ __all__ = [
     "perplexity",
     "perplexity_ratio",
     "stepwise_perplexity",
+    "text_windows",
 ]
 
 PPL_SEQLEN = 2048  # what published perplexities are measured with
@@ -94,16 +99,9 @@ def evaluate(
     afterwards.
     """
     require_whole(model)
-    if ppl_datasets and ppl_seqlen:
-        check_positions(model.config, ppl_seqlen, SEQLEN)
-    check_data_dir(data_dir, *ppl_datasets)
-    # all of them first: a text that cannot be read is told before the others are measured
-    texts = {dataset: load_text(dataset, "test", data_dir_for(data_dir, dataset)) for dataset in ppl_datasets}
     result = EvaluationResult()
-    for dataset, documents in texts.items():
-        seqlen = ppl_seqlen or _default_seqlen(dataset, model)
-        result.text_sha256[str(dataset)] = text_sha256(documents)
-        windows = evaluation_windows(documents, tokenizer, seqlen)
+    for dataset, (sha256, windows) in text_windows(model, tokenizer, ppl_datasets, ppl_seqlen, data_dir).items():
+        result.text_sha256[str(dataset)] = sha256
         measure = stepwise_perplexity if by_token or _has_integer_states(model) else perplexity
         measured = measure(model, windows, batch_size, max_windows, progress)
         result["ppl"][str(dataset)], result.windows[str(dataset)] = measured.ppl, measured
@@ -114,6 +112,39 @@ def evaluate(
             model, tokenizer, tasks, num_fewshot, batch_size, limit, include_path, seed
         )
     return result
+
+
+def text_windows(
+    model,
+    tokenizer,
+    ppl_datasets: Sequence[str | Path],
+    ppl_seqlen: int | None = None,
+    data_dir: str | Path | None = None,
+) -> dict[str | Path, tuple[str, list[Tensor]]]:
+    """{text: (hash of its documents, windows)} of what `evaluate` measures perplexity on; arguments as there.
+
+    All are read before any is measured. Raises QuambaError for what cannot be read, and for a text whose tokens the
+    model's embedding lacks.
+    """
+    if ppl_datasets and ppl_seqlen:
+        check_positions(model.config, ppl_seqlen, SEQLEN)
+    check_data_dir(data_dir, *ppl_datasets)
+    texts = {dataset: load_text(dataset, "test", data_dir_for(data_dir, dataset)) for dataset in ppl_datasets}
+    found = {}
+    for dataset, documents in texts.items():
+        windows = evaluation_windows(documents, tokenizer, ppl_seqlen or _default_seqlen(dataset, model))
+        check_tokens(windows, model, str(dataset))
+        found[dataset] = (text_sha256(documents), windows)
+    return found
+
+
+def check_tokens(windows: Sequence[Tensor], model, text: str) -> None:
+    """Raises QuambaError where the windows of a text have a token that the model's embedding has no row for."""
+    largest, rows = max(int(window.max()) for window in windows), text_config(model).vocab_size
+    if largest >= rows:
+        raise QuambaError(
+            f"{text} has token {largest}, and the model's embedding {rows} rows: the tokenizer is not this model's own"
+        )
 
 
 def _default_seqlen(dataset: str | Path, model) -> int:

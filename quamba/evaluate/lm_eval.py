@@ -8,6 +8,7 @@ import contextlib
 import copy
 import difflib
 import inspect
+import io
 import logging
 import random
 import sys
@@ -146,7 +147,8 @@ def run_tasks(
     names = list(dict.fromkeys(tasks))
     manager = check_tasks(names, include_path)
     tokenizer = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
-    with _running, _quiet(), _given_back(), in_eval_mode(model), truly_tied(model):
+    fails = foreign(f"lm-eval fails on the tasks {', '.join(names)}")
+    with fails, _running, _quiet(), _given_back(), in_eval_mode(model), truly_tied(model):
         results = simple_evaluate(
             model=QuambaLM(model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,
@@ -182,8 +184,17 @@ class _Tasks(TaskManager):
 
     def load(self, task_list):
         try:
+            with foreign(f"cannot load the lm-eval tasks {', '.join(task_list)}"):
+                return self._load(task_list)
+        except SystemExit as error:
+            raise QuambaError(f"the Python file of an lm-eval task ended the program ({error})") from error
+
+    def _load(self, task_list):
+        try:
             return super().load(task_list)
         except (OSError, datasets.exceptions.DatasetsError) as error:
+            if isinstance(error, FileNotFoundError) and not isinstance(error, datasets.exceptions.DatasetsError):
+                raise  # a file of a task of the user's own
             raise QuambaError(
                 f"cannot load the data of the lm-eval tasks {', '.join(task_list)}: the Hugging Face hub cannot be "
                 f"reached and no copy is in the local cache ({type(error).__name__}: {error}). stdlib_cloze is "
@@ -223,6 +234,48 @@ def check_tasks(names: Sequence[str], include_path: str | Path | None = None) ->
             "stdlib_cloze is embedded"
         )
     return manager
+
+
+def load_tasks(
+    names: Sequence[str],
+    num_fewshot: int | None = 0,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+    tokenizer=None,
+    vocab_size: int | None = None,
+) -> None:
+    """Loads tasks and their data as `run_tasks` will, and makes requests of them: what would fail there fails here.
+
+    `tokenizer`, `vocab_size`: where the tokenizer has more tokens than the model's embedding, all requests are
+    tokenised. Raises QuambaError naming the task that cannot be loaded, has no items, or needs a token beyond those.
+    """
+    names = list(dict.fromkeys(names))
+    manager = check_tasks(names, include_path)
+    every = vocab_size is not None and max(tokenizer.get_vocab().values(), default=0) >= vocab_size
+    with _running, _quiet(), _given_back():
+        for name, task in manager.load(names)["tasks"].items():
+            with foreign(f"the lm-eval task {name} makes no requests of its items", "mend its YAML file, or its data"):
+                if num_fewshot is not None and task.OUTPUT_TYPE != "loglikelihood_rolling":
+                    task.set_config(key="num_fewshot", value=num_fewshot)
+                task.set_fewshot_seed(seed=0)
+                with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+                    task.build_all_requests(limit=limit if every else 1, rank=0, world_size=1)
+            if not task.instances:
+                raise QuambaError(f"the lm-eval task {name} has no items")
+            if every:
+                _check_tokens(name, task.instances, tokenizer, vocab_size)
+
+
+def _check_tokens(task: str, requests: Sequence, tokenizer, vocab_size: int) -> None:
+    """Raises QuambaError where the text of a task's requests has a token beyond the vocabulary of the model."""
+    for request in requests:
+        for text in request.args:
+            largest = max(tokenizer(text)["input_ids"], default=0) if isinstance(text, str) and text else 0
+            if largest >= vocab_size:
+                raise QuambaError(
+                    f"the lm-eval task {task} has token {largest}, and the model's embedding {vocab_size} rows: the "
+                    "tokenizer is not this model's own"
+                )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 from transformers import Mamba2ForCausalLM
 
 import quamba
@@ -77,6 +78,29 @@ def test_mamba2s_biases_sizes_and_limits_follow_ssm_cfg(load, tiny_mamba2, token
     model = tiny_mamba2(conv_kernel=3, expand=4, num_heads=8, n_groups=4, state_size=5, **limits)
     loaded = load(MAMBA2 | {"ssm_cfg": MAMBA2["ssm_cfg"] | options | sizes}, original_tensors(model))
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_the_weights_may_be_safetensors_and_shards(tmp_path, tiny_mamba, tiny_tokenizer, tokens, suffix, shards):
+    model = tiny_mamba()
+    tensors = original_tensors(model)
+    folder = write_original(tmp_path / "original", MAMBA1, {}, tiny_tokenizer)
+    (folder / "pytorch_model.bin").unlink()
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[suffix]
+    files = [f"{stem}.{suffix}"] if shards == 1 else [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    names = [list(tensors)[start::shards] for start in range(shards)]
+    for file, held in zip(files, names, strict=True):
+        part = {name: tensors[name] for name in held}
+        save_file(part, folder / file) if suffix == "safetensors" else torch.save(part, folder / file)
+    if shards > 1:
+        weight_map = {name: file for file, held in zip(files, names, strict=True) for name in held}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    loaded = load_float(resolve_checkpoint(str(folder)))[0]
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    (folder / files[-1]).write_bytes(b"damaged")
+    with pytest.raises(QuambaError, match=f"{files[-1]} is truncated or damaged"):
+        load_float(resolve_checkpoint(str(folder)))
 
 
 def test_the_published_mamba2_configs_say_little_and_mean_the_defaults():

@@ -272,7 +272,7 @@ def test_a_figure_shows_the_tap_that_is_named(capsys, acts, monkeypatch):
     as_json(capsys, *options, "--plot_tap", "layers.2.out")  # the line goes to stderr: the output stays JSON
     assert shown == [(8, "layers.0.x"), (8, "layers.2.out")]
     assert main(["observers", *options, "--plot_tap", "layers.9.x"]) == 2
-    assert "--plot_tap 'layers.9.x' was not compared: layers.0.x, layers.0.out, " in capsys.readouterr().err
+    assert "--plot_tap 'layers.9.x' is not compared: layers.0.x, layers.0.out, " in capsys.readouterr().err
 
 
 # --- a model ---
