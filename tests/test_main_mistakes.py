@@ -49,7 +49,10 @@ def tiny(tmp_path, tiny_mamba, tiny_tokenizer) -> list[str]:
         (["--quantize", "--calibration", "text.txt"], "text.txt is not a calibration result"),
         ([*QUANTIZE, "--calib_seqlen", "9999", "--skip_float"], "fewer than one sequence of 9999"),
         (["--quantize", "--pretrained_dir", "text.txt"], "text.txt"),
-        (["--quantize", "--save_activations", "text.txt"], "cannot write to text.txt"),
+        (
+            ["--quantize", "--save_activations", "text.txt"],
+            "--save_activations text.txt is a file: give the name of a folder",
+        ),
         (["--save_activations", "acts"], "--save_activations does nothing without --quantize"),
         (["--observer", "mse"], "--observer does nothing without --quantize"),
         (["--ppl_dataset", "best"], "--ppl_dataset 'best' is neither a file or folder here nor"),
@@ -145,7 +148,7 @@ def test_an_interrupted_run_ends_with_status_130_and_leaves_nothing(tiny, capsys
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quamba.checkpoint.quantized.fsync_tree", interrupt)  # while it saves
+    monkeypatch.setattr("quamba.folders.fsync_tree", interrupt)  # while it saves
     assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 130
     assert capsys.readouterr().err.endswith("main.py: interrupted\n")
     assert list(Path("models").iterdir()) == list(Path("logs").iterdir()) == []

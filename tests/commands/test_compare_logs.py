@@ -100,7 +100,7 @@ def test_a_disk_that_fills_up_is_told_with_the_file(logs, tmp_path, monkeypatch,
     with pytest.raises(QuambaError, match=r"^cannot write .*out/table\.md: No space left on device$"):
         run(*logs, "--output", tmp_path / "out" / "table.md")
     assert list((tmp_path / "out").iterdir()) == []
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr().out.startswith("|")  # the table all the same
 
 
 @pytest.mark.parametrize("option", ["--confidence=1", "--resamples=0", "--seed=-1", "--format=csv", "--labels=,"])
