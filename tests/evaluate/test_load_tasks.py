@@ -49,7 +49,8 @@ def test_a_task_that_can_be_measured_passes(write_task):
         ),
         ({"dataset_path": "no-such-kind/of-data"}, "cannot load the data of the lm-eval tasks mine"),
         ({"test_split": "train"}, "the lm-eval task.* mine"),
-        ({"doc_to_text": "{{ text | no_such_filter }}"}, "task mine makes no requests of its items: .*no_such_filter"),
+        ({"doc_to_text": "{{ text | no_such_filter }}"}, "cannot load the lm-eval tasks mine: .*no_such_filter"),
+        ({"doc_to_text": "{{ 1 / (text | length - text | length) }}"}, "mine makes no requests of its items: ZeroDiv"),
         ({"metric_list": [{"metric": "no_such_metric"}]}, "lm-eval task.* mine"),
         ({"output_type": "dance"}, "lm-eval task.* mine"),
     ],
@@ -70,7 +71,7 @@ def test_a_python_file_of_a_task_that_lacks_a_package_is_told(write_task):
 def test_tokens_beyond_the_embedding_are_told_before_the_work(write_task, tiny_mamba, tiny_tokenizer, tmp_path):
     folder = write_task({})
     load_tasks(["mine"], include_path=folder, tokenizer=tiny_tokenizer, vocab_size=60)
-    with pytest.raises(QuambaError, match="the lm-eval task mine has token .*, and the model's embedding 2 rows"):
+    with pytest.raises(QuambaError, match=r"the lm-eval task mine has token .*, and the model's embedding 2 rows"):
         load_tasks(["mine"], include_path=folder, tokenizer=tiny_tokenizer, vocab_size=2)
     (tmp_path / "text.txt").write_text("w1 w2 w40 w3")
     model = tiny_mamba(vocab_size=30)
