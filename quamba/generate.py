@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoder import Decoder
 from .errors import QuambaError
+from .model_state import in_eval_mode
 from .positions import check_positions
 from .sampling import SamplingOptions, choose
 from .text_stream import IncrementalText, StopStrings
@@ -92,7 +93,13 @@ def generate_text(
     check_positions(model.config, length, "the prompt's length plus max_new_tokens (--max_new_tokens)")
     end_ids = end_of_sequence_ids(model, tokenizer)
     text = IncrementalText(tokenizer, prompt_ids)
-    return _run(decoder, prompt_ids, end_ids, max_new_tokens, sampling, text, stops)
+    return _without_dropout(model, _run(decoder, prompt_ids, end_ids, max_new_tokens, sampling, text, stops))
+
+
+def _without_dropout(model: PreTrainedModel, run: Generator[str, None, Completion]) -> Generator[str, None, Completion]:
+    """The run of a model in eval mode, which has its own mode again when it ends."""
+    with in_eval_mode(model):
+        return (yield from run)
 
 
 def _run(

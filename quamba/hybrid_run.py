@@ -20,6 +20,8 @@ from .hybrid_search import Assignment, check_budget, choose_schemes, search_figu
 from .hybrid_sizes import layer_sizes
 from .layer_sensitivity import layer_sensitivities
 from .mamba_slots import hybrid_of, mamba_slots
+from .model_checks import check_float_model, check_float_tensors
+from .model_state import in_eval_mode, own_configs, plain_computation
 from .nn.norm import PassThroughNorm
 from .rewrites import transform
 from .scheme import QuantizationRecipe, fitting_scheme
@@ -100,9 +102,28 @@ def search_schemes(
     The loss of a scheme at a layer is the KL divergence of the predictions from the float model's while that layer
     alone has it, weights rounded to nearest, scales from a calibration on `windows` int64 [C, L]; the first of them
     are predicted. `observers`, `options`: as of `calibrate`. The model is used up: its weights are transformed.
-    Raises QuambaError for a model without blocks to quantize and for a budget that nothing fits, before the slow part.
+    Raises QuambaError for a model without blocks to quantize, for tensors that `quamba.quantize` refuses, and for a
+    budget that nothing fits, before the slow part.
     """
+    check_float_model(model)
     sizes, weight_count = search.check(model)
+    check_float_tensors(model)
+    with plain_computation(model), in_eval_mode(model), own_configs(model):
+        losses = _measure(model, windows, search, observers, dict(options or {}), batch_size, progress)
+    chosen = choose_schemes(losses, sizes, search.budget, weight_count)
+    return FoundSchemes(chosen, losses, sizes, weight_count, search.budget)
+
+
+def _measure(
+    model: PreTrainedModel,
+    windows: Tensor,
+    search: HybridSearch,
+    observers: Mapping[str, str],
+    options: dict,
+    batch_size: int,
+    progress: bool,
+) -> dict[str, list[float]]:
+    """scheme -> the loss of each layer; transforms the model."""
     recipes = search.recipes()
     install_float_mixers(model)
     model.float()
@@ -115,18 +136,16 @@ def search_schemes(
             windows,
             dict(observers),
             fingerprint="",
-            options=dict(options or {}),
+            options=options,
             batch_size=batch_size,
             orders=orders,
             progress=progress,
         )
         scales = result.scales()
     quantize_layer = _layer_swapper(model, recipes, scales)
-    losses = layer_sensitivities(
+    return layer_sensitivities(
         model, windows[:SEARCH_WINDOWS], quantize_layer, recipes, batch_size=batch_size, progress=progress
     )
-    chosen = choose_schemes(losses, sizes, search.budget, weight_count)
-    return FoundSchemes(chosen, losses, sizes, weight_count, search.budget)
 
 
 def _layer_swapper(model: PreTrainedModel, recipes: Mapping[str, QuantizationRecipe], scales: Mapping[str, Tensor]):

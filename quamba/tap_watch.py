@@ -56,8 +56,11 @@ class TapResult:
     def __post_init__(self):
         scales = self.scale if isinstance(self.scale, list) else [self.scale]
         for scale in scales or [None]:
-            if not isinstance(scale, float) or not 0 < scale < math.inf:
+            if not isinstance(scale, float) or not 0 < float(torch.tensor(scale, dtype=torch.float32)) < math.inf:
                 raise ValueError(f"{scale!r} is no scale")
+        figures = [self.max, self.saturated_share, 0.0 if self.sqnr_db is None else self.sqnr_db]
+        if not all(isinstance(figure, int | float) and math.isfinite(figure) for figure in figures):
+            raise ValueError(f"{figures} hold something else than finite numbers")
         if self.group_id is not None:
             groups = torch.tensor(self.group_id)
             if groups.dtype != torch.int64 or not torch.equal(groups.unique(), torch.arange(len(scales))):

@@ -4,7 +4,7 @@ Each tensor is read once, without a copy of it, and named as `state_dict` names 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,17 @@ def check_tensors(model: nn.Module, where: str, remedy: str) -> None:
     beyond their integers, positive A. Tensors without data, on the meta device, are left out. `where` begins the
     message, `remedy` ends it.
     """
-    faults = [f"{name} holds {fault}" for name, fault in unfit_tensors(model)]
+    _report(unfit_tensors(model), where, remedy)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str, remedy: str) -> None:
+    """Raises QuambaError naming those of some tensors that hold NaN or infinity; `where`, `remedy`: as above."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    _report(((name, fault) for name, tensor in floats.items() if (fault := not_finite(tensor))), where, remedy)
+
+
+def _report(unfit: Iterable[tuple[str, str]], where: str, remedy: str) -> None:
+    faults = [f"{name} holds {fault}" for name, fault in unfit]
     if faults:
         others = f" and {len(faults) - SHOWN} other tensors are unfit" if len(faults) > SHOWN else ""
         raise QuambaError(f"{where}: {', '.join(faults[:SHOWN])}{others}: {remedy}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from .errors import QuambaError
 from .files import replace_atomically, write_text_atomically
 from .folder_lock import lock_folder
+from .tensor_checks import check_finite
 from .weights.rounded import RoundedWeight
 
 logger = logging.getLogger(__name__)
@@ -182,9 +183,14 @@ class ResumeFolder:
                 metadata = tensors.metadata() or {}
                 if metadata.get("run") != self.key:
                     raise QuambaError(f"{file} is of another run than {RUN} beside it: start anew without --resume")
-                return {name: tensors.get_tensor(name) for name in tensors.keys()}, metadata  # noqa: SIM118
+                found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise QuambaError(f"{file} is damaged: {error}; start anew without --resume") from error
+        check_finite(found, f"{file} is damaged", "start anew without --resume")
+        for name, tensor in found.items():
+            if name.endswith(("|scale", "|input_scales")) and not bool((tensor > 0).all()):
+                raise QuambaError(f"{file} is damaged: {name} holds no scale: start anew without --resume")
+        return found, metadata
 
     def _finished(self) -> int:
         """Layers that an interrupted run had finished, 0 where it left none that can be read."""

@@ -8,6 +8,7 @@ import quamba
 from quamba import QuambaError
 from quamba.generate import Completion, encode_prompt, end_of_sequence_ids, generate_text
 from quamba.sampling import SamplingOptions
+from tests.tiny_hybrids import tiny_bamba
 
 PROMPT = "w3 w1 w4 w1 w5"
 
@@ -68,6 +69,13 @@ def test_the_text_of_the_pieces_is_that_of_the_tokens(model, tiny_tokenizer):
     whole = tiny_tokenizer.decode([*prompt_ids, *done.token_ids], skip_special_tokens=True)
     assert PROMPT + "".join(pieces) == whole
     assert len(pieces) > 1
+
+
+def test_a_model_in_train_mode_generates_without_dropout(tiny_tokenizer):
+    model = tiny_bamba(attention_dropout=0.5, attn_layer_indices=[0, 1], vocab_size=50).train()
+    in_training = complete(model, tiny_tokenizer, max_new_tokens=8)
+    assert model.training and model.base_model.training
+    assert in_training[0] == complete(model.eval(), tiny_tokenizer, max_new_tokens=8)[0]
 
 
 def test_a_seed_gives_the_same_text_again(model, tiny_tokenizer):

@@ -115,3 +115,14 @@ def test_what_cannot_be_searched_is_told_before_the_slow_part(tiny_ssm, monkeypa
     monkeypatch.setattr("quamba.hybrid_run.calibrate", None)
     with pytest.raises(QuambaError, match=message):
         search(build(tiny_ssm), budget, schemes)
+
+
+def test_tensors_that_are_not_finite_are_named_and_a_shared_config_stays(tiny_ssm):
+    model = tiny_ssm(tie_word_embeddings=True)
+    model.backbone.layers[1].mixer.D[0] = torch.nan
+    with pytest.raises(QuambaError, match=r"backbone\.layers\.1\.mixer\.D holds NaN"):
+        search(model)
+    model = tiny_ssm(tie_word_embeddings=True).train()
+    config = model.config
+    search(model, rotate_residual=True)
+    assert config.tie_word_embeddings and not model.config.tie_word_embeddings and model.training

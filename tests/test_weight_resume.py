@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from quamba import weight_resume
 from quamba.errors import QuambaError
@@ -87,6 +89,24 @@ def test_a_damaged_file_is_named(windows, tmp_path):  # noqa: F811
     (file,) = tmp_path.glob("layers-00002*")
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(QuambaError, match=r"layers-00002\.safetensors is damaged"):
+        go_on(tmp_path, {}).restore()
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("hidden.safetensors", "00000", torch.nan, "00000 holds NaN"),
+        ("layers-00000.safetensors", "|scale", torch.inf, r"0\|.*\|scale holds infinity"),
+        ("layers-00000.safetensors", "|scale", 0.0, r"0\|.*\|scale holds no scale"),
+    ],
+)
+def test_values_that_mean_nothing_are_named(windows, tmp_path, file, key, value, message):  # noqa: F811
+    interrupt(tmp_path, windows, {}, finished=2)
+    with safe_open(tmp_path / file, "pt") as stored:
+        tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    next(tensor for name, tensor in tensors.items() if name.endswith(key)).view(-1)[-1] = value
+    save_file(tensors, tmp_path / file, metadata)
+    with pytest.raises(QuambaError, match=rf"{file} is damaged: {message}.*start anew without --resume"):
         go_on(tmp_path, {}).restore()
 
 

@@ -24,6 +24,7 @@ from ..nn.mamba1 import QuantMamba1Mixer
 from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.mixer import QuantMixer
 from ..nn.norm import PassThroughNorm
+from ..tensor_checks import check_finite
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers
@@ -131,7 +132,8 @@ def save_dequantized(
     """Writes a quantized model as a plain float checkpoint of `dtype` into a new folder, whole or not at all.
 
     The files are those of transformers' `save_pretrained`: the names it gives the tensors, the generation config.
-    Raises QuambaError for a float model, for a folder that is not empty, and where it cannot be written.
+    Raises QuambaError for a float model, for weights that `dtype` makes infinite (named), for a folder that is not
+    empty, and where it cannot be written.
     """
     if recipe_of(model) is None:
         raise QuambaError("only quantized models have weights to dequantize: use save_pretrained for a float one")
@@ -140,6 +142,7 @@ def save_dequantized(
     plain = empty_float_model(model, dtype)
     dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
     tensors = {name: tensor.to(dtypes[name]) for name, tensor in plain_tensors(model).items()}
+    check_finite(tensors, f"the model is not saved as {dtype}", "its values are too large for that dtype, or broken")
     try:
         with replace_folder(Path(directory), check_new_folder) as folder, quiet_transformers():
             plain.save_pretrained(folder, state_dict=tensors)

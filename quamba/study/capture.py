@@ -10,6 +10,8 @@ from ..calibration import CalibrationText, calibrate
 from ..convert import HEAD_TAP, check_architecture, install_float_mixers
 from ..errors import QuambaError
 from ..mamba_slots import mamba_slots
+from ..model_checks import check_float_model, check_float_tensors
+from ..model_state import in_eval_mode, own_configs
 from ..quantize import transform
 from ..tap_observers import EVERY_TAP, check_tap, parse_observers
 from .strategies import BASELINE
@@ -52,20 +54,23 @@ def capture(
         raise QuambaError(
             f"layer {min(missing)} has no Mamba block, whose taps could be recorded: layers {blocks} have one"
         )
-    install_float_mixers(model)
+    check_float_model(model)
+    check_float_tensors(model)
     windows = text.windows(tokenizer)
     recorder = ActivationRecorder(directory, Path(model.config.name_or_path).name, taps, layers)
     head = HEAD_TAP in (taps or ())
-    model.float()
-    transform(model, rotate_residual)
-    calibrate(
-        model,
-        windows,
-        parse_observers({"all": BASELINE}, head, taps=block_taps),
-        fingerprint="",  # of the scales, which are not kept
-        head=head,
-        text=text,
-        batch_size=text.batch_size,
-        recorder=recorder,
-        progress=progress,
-    )
+    with in_eval_mode(model), own_configs(model):
+        install_float_mixers(model)
+        model.float()
+        transform(model, rotate_residual)
+        calibrate(
+            model,
+            windows,
+            parse_observers({"all": BASELINE}, head, taps=block_taps),
+            fingerprint="",  # of the scales, which are not kept
+            head=head,
+            text=text,
+            batch_size=text.batch_size,
+            recorder=recorder,
+            progress=progress,
+        )
