@@ -3,6 +3,7 @@
 # to compile llama.cpp into .venv-bench. BENCH passes options on: make bench BENCH=--quick
 # make cuda-check: compile the CUDA kernels with nvcc, no GPU needed; registers and spills in build/cuda-check.log.
 # CUDA kernels are built where nvcc and a GPU are; QUAMBA_CUDA=1 make build builds them without one, 0 leaves them out.
+# make sanitize: the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: tests of ops, random bad calls.
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV_BENCH := .venv-bench
 RUN := $(VENV)/bin/python
 RUN_BENCH := $(VENV_BENCH)/bin/python
 
-.PHONY: demo test bench cuda-check lint format build clean
+.PHONY: demo test bench cuda-check sanitize lint format build clean
 
 demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
@@ -25,6 +26,9 @@ bench: build $(VENV_BENCH)/installed
 
 cuda-check: $(VENV)/installed
 	@MAX_JOBS=$(JOBS) $(RUN) -m tools.build_cuda --log build/cuda-check.log
+
+sanitize: $(VENV)/installed
+	@MAX_JOBS=$(JOBS) $(RUN) -m tools.sanitize --jobs $(JOBS)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

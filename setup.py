@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*"))
 sys.path.insert(0, str(ROOT / "tools"))
 
-from build_cuda import BuildKernels, libraries  # noqa: E402
+from build_cuda import BuildKernels, libraries, switch  # noqa: E402
+
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+sanitized = switch("QUAMBA_SANITIZE", "as users run them", "with AddressSanitizer and UndefinedBehaviorSanitizer")
 
 setup(
     ext_modules=[
@@ -23,9 +26,9 @@ setup(
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
             # -ffp-contract=off: kernels spell their fused multiply-adds, see vec.h
             # -g0: Python's own flags ask for debugging symbols, which take as long as the compilation itself
+            # QUAMBA_SANITIZE=1: what make sanitize runs (tools/sanitize.py)
             extra_compile_args=[
-                "-O3",
-                "-g0",
+                *(["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZE] if sanitized else ["-O3", "-g0"]),
                 "-fopenmp",
                 "-fno-math-errno",
                 "-ffp-contract=off",
@@ -33,6 +36,7 @@ setup(
                 "-Werror=return-type",
                 "-Wno-psabi",
             ],
+            extra_link_args=SANITIZE if sanitized else [],
         ),
         *libraries(),
     ],

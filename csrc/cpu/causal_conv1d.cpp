@@ -18,7 +18,7 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const float* scale
   const int64_t batch = x.size(0), tokens = x.size(1), channels = x.size(2), width = weight.size(-1);
   check_dtype(weight, dtype, "weight");
   check_shape(weight, {channels, width}, "weight");
-  TORCH_CHECK_VALUE(width <= kMaxConvWidth, "conv width ", width, " is over ", kMaxConvWidth);
+  check_conv_width(width);
   if (conv_state.has_value()) {
     check_dtype(*conv_state, dtype, "conv_state");
     check_shape(*conv_state, {batch, channels, width}, "conv_state");

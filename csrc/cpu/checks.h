@@ -37,6 +37,21 @@ inline const float* floats(const std::optional<at::Tensor>& t, at::IntArrayRef s
   return t.has_value() ? floats(*t, shape, name, keep) : nullptr;
 }
 
+// The values of a base [p, p] that a Hadamard transform of size n can be over: n = p * 2^k, k >= 0.
+inline const float* hadamard_base(const at::Tensor& base, int64_t n, at::Tensor& keep) {
+  TORCH_CHECK_VALUE(base.dim() == 2 && base.size(0) >= 1, "base must be [p, p], got ", base.sizes());
+  const int64_t p = base.size(0), s = n / p;
+  const float* values = floats(base, {p, p}, "base", keep);
+  TORCH_CHECK_VALUE(p <= kMaxHadamardBase && s * p == n && s > 0 && (s & (s - 1)) == 0, "no Hadamard matrix of size ",
+                    n, " over a base of ", p);
+  return values;
+}
+
+inline void check_conv_width(int64_t width) {
+  TORCH_CHECK_VALUE(width >= 1, "conv width ", width, " is under 1");
+  TORCH_CHECK_VALUE(width <= kMaxConvWidth, "conv width ", width, " is over ", kMaxConvWidth);
+}
+
 // row[i] *= multiplier[i]; nothing without one.
 inline void multiply_row(float* row, const float* multiplier, int64_t n) {
   if (multiplier)

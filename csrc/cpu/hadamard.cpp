@@ -19,16 +19,12 @@ struct Transform {
 
 // x [..., n], the rows to rotate.
 Transform check(const at::Tensor& x, const at::Tensor& base, const std::optional<at::Tensor>& multiplier) {
-  TORCH_CHECK_VALUE(x.dim() >= 1 && base.dim() == 2 && base.size(0) >= 1, "x must be [..., n] and base [p, p], got ",
-                    x.sizes(), " and ", base.sizes());
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must be [..., n], got a scalar");
   Transform transform;
   transform.n = x.size(-1);
+  transform.base = hadamard_base(base, transform.n, transform.base_copy);
   transform.p = base.size(0);
-  transform.base = floats(base, {transform.p, transform.p}, "base", transform.base_copy);
   transform.multiplier = floats(multiplier, {transform.n}, "multiplier", transform.multiplier_copy);
-  const int64_t s = transform.n / transform.p;
-  TORCH_CHECK_VALUE(transform.p <= kMaxHadamardBase && s * transform.p == transform.n && s > 0 && (s & (s - 1)) == 0,
-                    "no Hadamard matrix of size ", transform.n, " over a base of ", transform.p);
   return transform;
 }
 

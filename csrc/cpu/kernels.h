@@ -128,6 +128,7 @@ inline int64_t group_count(const LinearArgs& args) { return (args.in + args.grou
 constexpr int64_t kOutputBlock = 16, kInputPadding = 64, kScratchBlocks = 2;
 constexpr int64_t kSplitWords = 3 * 256, kPanelWords = 2 * 256;  // of 16 float rows and of 32 outputs, for 32 inputs
 constexpr int64_t kMinGroup = 32;  // group sizes are this times a power of two
+constexpr int64_t kMaxFeatures = int64_t{1} << 40;  // of a layer: sizes computed from them do not overflow
 constexpr int64_t kMaxConvWidth = 16;
 constexpr int64_t kMaxHadamardBase = 32;
 constexpr int64_t kHadamardPadding = 32;

@@ -29,6 +29,8 @@ struct LinearWeights {
 inline LinearWeights linear_weights(const at::Tensor& weight, const at::Tensor& scale,
                                     const std::optional<at::Tensor>& zero, int64_t in, int64_t out, int64_t group_size,
                                     const char* name = "weight") {
+  TORCH_CHECK_VALUE(in >= 0 && in <= kMaxFeatures && out >= 0 && out <= kMaxFeatures, name, " cannot have ", in,
+                    " inputs and ", out, " outputs");
   const bool int4 = zero.has_value();
   LinearWeights weights;
   weights.in = in;

@@ -34,6 +34,9 @@ void magnitude_histogram(const at::Tensor& x, const at::Tensor& counts, const at
   TORCH_CHECK_VALUE(counts.is_contiguous() && sums.is_contiguous(), "counts and sums must be contiguous");
   TORCH_CHECK_VALUE(counts.numel() > 0, "counts and sums must have at least one bin");
   TORCH_CHECK_VALUE(mantissa_bits >= 0 && mantissa_bits <= 23, "mantissa_bits must be 0..23, got ", mantissa_bits);
+  constexpr int64_t kMostBins = int64_t{1} << 31;
+  TORCH_CHECK_VALUE(first_bin >= -kMostBins && first_bin <= kMostBins, "first_bin must lie within ", kMostBins,
+                    " of 0, got ", first_bin);
   const at::Tensor input = x.to(at::kFloat).contiguous();
   const float* from = input.const_data_ptr<float>();
   const int64_t n = input.numel(), bins = counts.numel();

@@ -40,8 +40,9 @@ inline Shape shape_of(const at::Tensor& hidden, const StepSlot* slots, int64_t d
   const at::Tensor &A = *slots[kA], &conv = *slots[kConvWeight];
   TORCH_CHECK_VALUE(A.dim() == 2 && conv.dim() == 2, "A must be [D, N] and conv_weight [D, K], got ", A.sizes(),
                     " and ", conv.sizes());
-  TORCH_CHECK_VALUE(dt_rank > 0, "dt_rank must be positive, got ", dt_rank);
-  TORCH_CHECK_VALUE(conv.size(1) <= kMaxConvWidth, "conv width ", conv.size(1), " is over ", kMaxConvWidth);
+  TORCH_CHECK_VALUE(dt_rank > 0 && dt_rank <= kMaxFeatures, "dt_rank must be positive, and no more than ",
+                    kMaxFeatures, ", got ", dt_rank);
+  check_conv_width(conv.size(1));
   return {hidden.size(0), hidden.size(1), A.size(0), A.size(1), dt_rank, conv.size(1)};
 }
 

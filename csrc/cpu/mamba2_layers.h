@@ -43,8 +43,9 @@ inline Shape shape_of(const at::Tensor& hidden, const StepSlot* slots, const at:
                     "a layer's conv_weight must be [X, K]");
   const Shape s{hidden.size(0), hidden.size(1),    ssm_state.size(1),           ssm_state.size(2),
                 groups,         ssm_state.size(3), slots[kConvWeight]->size(1)};
-  TORCH_CHECK_VALUE(s.width <= kMaxConvWidth, "conv width ", s.width, " is over ", kMaxConvWidth);
-  TORCH_CHECK_VALUE(groups > 0 && s.heads % groups == 0, s.heads, " heads do not split into ", groups, " groups");
+  check_conv_width(s.width);
+  TORCH_CHECK_VALUE(groups > 0 && s.heads > 0 && s.heads % groups == 0, s.heads, " heads do not split into ", groups,
+                    " groups");
   return s;
 }
 

@@ -44,6 +44,7 @@ struct StepArguments {
 // What a step knows beside its layers.
 struct StepInput {
   float* hidden;      // [B, H]
+  at::Tensor base_copy;
   const float* base;  // [p, p] of the rotation
   int64_t base_size;
   float eps;
@@ -118,12 +119,12 @@ inline Head read_head(const StepArguments& in) {
 
 // Everything but the layers, of a model with that many channels D.
 inline StepInput step_input(const StepArguments& in, int64_t channels, bool float_activations) {
-  check_dtype(in.base, at::kFloat, "base");
-  TORCH_CHECK_VALUE(in.base.dim() == 2 && in.base.is_contiguous() && in.base.size(0) <= kMaxHadamardBase &&
-                        channels % in.base.size(0) == 0, "base ", in.base.sizes(), " does not fit ", channels,
-                    " channels");
-  StepInput input{in.hidden.mutable_data_ptr<float>(), in.base.const_data_ptr<float>(), in.base.size(0),
-                  static_cast<float>(in.eps), in.dynamic, {}};
+  StepInput input{};
+  input.hidden = in.hidden.mutable_data_ptr<float>();
+  input.base = hadamard_base(in.base, channels, input.base_copy);
+  input.base_size = in.base.size(0);
+  input.eps = static_cast<float>(in.eps);
+  input.dynamic = in.dynamic;
   if (in.logits.has_value()) {
     input.head = read_head(in);
     TORCH_CHECK_VALUE(float_activations || in.dynamic || input.head->in_scale,

@@ -36,6 +36,7 @@ Tensor run(const Tensor& x, const Tensor& weight, const float* scale, const Opti
   OptionalTensor keep[2];
   ConvArgs<T> args{};
   args.weight = values<T>(weight, {channels, width}, x, "weight", keep[0]);
+  check(width >= 1, "conv width ", width, " is under 1");
   check(width <= kMaxConvWidth, "conv width ", width, " is over ", kMaxConvWidth);
   if (conv_state.has_value()) {
     check_dtype(*conv_state, kType, "conv_state");

@@ -17,9 +17,13 @@ bool is_integer(ScalarType dtype) {
          dtype == ScalarType::Int || dtype == ScalarType::Long;
 }
 
+constexpr int64_t kMost = 1 << 30;  // kernels number values of a row by 32 bits
+
 // Checks a table's words: `values` of a row in each. Raises what the CPU's op raises.
 const uint32_t* words_of(const Tensor& weight, ScalarType dtype, int64_t vocab, int64_t hidden, int64_t values,
                          const Tensor& like) {
+  check(hidden >= 0 && hidden <= kMost && vocab >= 0 && vocab <= kMost, "weight cannot have ", hidden, " inputs and ",
+        vocab, " outputs");
   check_dtype(weight, dtype, "weight");
   check_shape(weight, {ceil_div<int64_t>(vocab, kTileRows), ceil_div(hidden, values), kTileRows, kTileBytes}, "weight");
   check_device(weight, like, "weight");
@@ -70,7 +74,7 @@ Tensor embedding_int4(const Tensor& ids, const Tensor& weight, const Tensor& sca
   return gather(ids, hidden, ceil_div<int64_t>(hidden, 2 * kTileBytes),
                 [&](dim3 grid, dim3 block, const int64_t* index, float* out) {
                   device.launch(embedding_int4_kernel, grid, block, 0, index, words, scales, zeros, out, vocab, hidden,
-                                group_size);
+                                static_cast<int>(std::min(group_size, kMost)));
                 });
 }
 

@@ -40,7 +40,11 @@ class LinearCall {
   // The tensors of a layer, checked; they are what quamba/ops/layout.py makes of a weight.
   void take_weights(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptionalTensor& zero, int64_t out,
                     int64_t group_size) {
-    const int64_t in = x.size(-1), tiles = ceil_div<int64_t>(out, kTileOutputs);
+    constexpr int64_t kMost = 1 << 24;  // kernels number inputs and outputs by 32 bits
+    const int64_t in = x.size(-1);
+    check(in <= kMost && out >= 0 && out <= kMost, "a linear layer has at most ", kMost, " features, got ", in, " and ",
+          out);
+    const int64_t tiles = ceil_div<int64_t>(out, kTileOutputs);
     check_dtype(weight, zero ? ScalarType::Byte : ScalarType::Char, "weight");
     check_shape(weight, {tiles, ceil_div<int64_t>(in, zero ? 8 : 4), kTileOutputs, 4}, "weight");
     check_dtype(scale, zero ? ScalarType::Half : ScalarType::Float, zero ? "scale" : "weight_scale");
@@ -62,8 +66,6 @@ class LinearCall {
     check(weight.is_contiguous() && scale.is_contiguous(), "weight and its scale must be contiguous");
     check_device(weight, x, "weight");
     check_device(scale, x, zero ? "scale" : "weight_scale");
-    constexpr int64_t kMost = 1 << 24;  // kernels number inputs and outputs by 32 bits
-    check(in <= kMost && out <= kMost, "a linear layer has at most ", kMost, " features, got ", in, " and ", out);
     args.weight = aligned<uint8_t>(weight);
     args.in = static_cast<int>(in), args.out = static_cast<int>(out);
     args.group_size = zero && group_size < kMost ? static_cast<int>(group_size) : kMost;

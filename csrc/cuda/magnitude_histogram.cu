@@ -22,6 +22,9 @@ void magnitude_histogram(const Tensor& x, const Tensor& counts, const Tensor& su
   check(counts.is_contiguous() && sums.is_contiguous(), "counts and sums must be contiguous");
   check(counts.numel() > 0, "counts and sums must have at least one bin");
   check(mantissa_bits >= 0 && mantissa_bits <= 23, "mantissa_bits must be 0..23, got ", mantissa_bits);
+  constexpr int64_t kMostBins = int64_t{1} << 31;
+  check(first_bin >= -kMostBins && first_bin <= kMostBins, "first_bin must lie within ", kMostBins, " of 0, got ",
+        first_bin);
   const ScalarType dtype = x.scalar_type();
   const bool read_as_is = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   const Tensor input = read_as_is ? torch::stable::contiguous(x) : as_float(x);

@@ -24,6 +24,7 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"quamba::{_name}", FAKES[_name], lib=_library)
     globals()[_name] = getattr(torch.ops.quamba, _name)
 
+KERNELS = os.environ.get("QUAMBA_KERNELS")  # another build of quamba._C than the one beside this package
 REFERENCE_ONLY = os.environ.get("QUAMBA_REFERENCE") == "1"
 CUDA_BUILT = not REFERENCE_ONLY and find_spec("quamba._C_cuda") is not None  # it loads without a GPU
 INT8_PRODUCTS = ("library", "own")  # cuBLASLt, and the kernel of csrc/cuda
@@ -35,9 +36,12 @@ def _refuse(name: str, *_args, **_options):
 
 
 if not REFERENCE_ONLY:
-    try:
-        from .. import _C  # noqa: F401  registers the kernels
-    except ImportError as error:
+    try:  # either registers the kernels
+        if KERNELS:
+            torch.ops.load_library(KERNELS)
+        else:
+            from .. import _C  # noqa: F401
+    except (ImportError, OSError) as error:
         raise ImportError(
             f"quamba's kernels are not built or do not load ({error}). Build them with `make build` or "
             "`python setup.py build_ext --inplace`; QUAMBA_REFERENCE=1 runs the slow reference instead."

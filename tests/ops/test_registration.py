@@ -10,9 +10,9 @@ import torch
 from quamba import ops
 from quamba.errors import QuambaError
 from quamba.ops import reference
-from quamba.ops.schemas import FAKES, MAMBA2_STEP_SLOTS, MAX_CONV_WIDTH, SCHEMAS, STEP_SLOTS
+from quamba.ops.schemas import FAKES, MAX_CONV_WIDTH, SCHEMAS
 
-from .weights import random_int8_weight, random_uint4_weight
+from .arguments import valid_arguments
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -58,104 +58,11 @@ def test_a_device_without_kernels_is_refused_by_name(device):
         ops.check_device(device)
 
 
-def q(*shape: int) -> torch.Tensor:
-    return torch.randint(-100, 100, shape, dtype=torch.int8)
-
-
-def _linear_arguments() -> dict[str, tuple]:
-    """Small valid arguments of the ops with weights in tiles."""
-    B, L, I, O = 2, 5, 12, 24  # noqa: E741
-    int8, uint4 = random_int8_weight(O, I), random_uint4_weight(O, I, 32)
-    x, x_scale, bias, ids = torch.randn(B, L, I), torch.rand(B, L), torch.rand(O), torch.randint(0, O, (B, L))
-    return {
-        "linear_w8a8": (q(B, L, I), *int8.args, x_scale, bias),
-        "linear_w8a8_requant": (q(B, L, I), *int8.args, x_scale, bias, torch.ones(O)),
-        "linear_w8a16": (x, *int8.args, bias),
-        "linear_w4a8": (q(B, L, I), *uint4.args, x_scale, bias, *uint4.sizes()),
-        "linear_w4a8_requant": (q(B, L, I), *uint4.args, x_scale, bias, *uint4.sizes(), torch.ones(O)),
-        "linear_w4a16": (x, *uint4.args, bias, *uint4.sizes()),
-        "embedding_int8": (ids, *int8.args, I),
-        "embedding_int4": (ids, *uint4.args, I, *uint4.sizes()),
-    }
-
-
-def _mamba2_arguments() -> dict[str, tuple]:
-    """Small valid arguments of Mamba2's ops; the int8 scan with an int8 state."""
-    B, L, S, P, G, N = 2, 5, 4, 3, 2, 6
-    shapes = {"x": (B, L, S * P), "B": (B, L, G, N), "C": (B, L, G, N)}
-    dt, A, D, dt_bias = torch.randn(B, L, S), -torch.rand(S), torch.ones(S), torch.randn(S)
-    x, B_, C = (torch.randn(shape) for shape in shapes.values())
-    x8, B8, C8 = (q(*shape) for shape in shapes.values())
-    limits = (0.0, 1.0)
-    scales = (torch.rand(S * P), torch.rand(G), torch.rand(G), torch.rand(S, P))
-    return {
-        "ssd_scan": (x, dt, A, B_, C, D, dt_bias, *limits, torch.randn(B, S, P, N)),
-        "ssd_scan_int8": (x8, dt, A, B8, C8, D, dt_bias, *limits, q(B, S, P, N), *scales),
-        "gated_rms_norm": (x, q(*x.shape), torch.tensor(0.05), 1e-5, G),
-    }
-
-
-def _step_arguments(base: torch.Tensor) -> tuple:
-    """Two layers with int8 weights, float activations, and norms of dt, B and C."""
-    B, H, D, N, K, R = 2, 20, 8, 3, 4, 5
-    sizes = {"in_proj": (2 * D, H), "x_proj": (R + 2 * N, D), "dt_proj": (D, R), "out_proj": (H, D)}
-    slots = dict.fromkeys(STEP_SLOTS)
-    for name, size in sizes.items():
-        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
-    slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
-    conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
-    states = (conv_states, ssm_states)
-    return torch.randn(B, H), [*slots.values()] * 2, *states, base, R, 1e-5, 1e-6, [0, 0], False, None, [], None
-
-
-def _mamba2_step_arguments(base: torch.Tensor) -> tuple:
-    """The same of Mamba2: two groups of two heads."""
-    B, H, S, P, G, N, K = 2, 20, 4, 2, 2, 3, 4
-    D, X = S * P, S * P + 2 * G * N
-    slots = dict.fromkeys(MAMBA2_STEP_SLOTS)
-    for name, size in {"in_proj": (D + X, H), "dt_proj": (S, H), "out_proj": (H, D)}.items():
-        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
-    slots |= {"conv_weight": torch.randn(X, K), "A": -torch.rand(S), "D": torch.ones(S), "dt_bias": torch.randn(S)}
-    states = ([torch.randn(B, *size) for _ in range(2)] for size in ((X, K), (S, P, N)))
-    sizes = (G, 1e-5, 0.0, float("inf"), [0, 0])
-    return torch.randn(B, H), [*slots.values()] * 2, *states, base, *sizes, False, None, [], None
-
-
-def _arguments() -> dict[str, tuple]:
-    """Small valid arguments of every op."""
-    B, L, D, N, K = 2, 5, 12, 3, 4
-    scale = torch.tensor(0.05)
-    x, base = torch.randn(B, L, D), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    scan = (torch.randn(B, L, D), -torch.rand(D, N), torch.randn(B, L, N), torch.randn(B, L, N), torch.ones(D))
-    scan_int8 = (scan[0], scan[1], q(B, L, N), q(B, L, N), scan[4])
-    return {
-        "quantize": (x, scale),
-        "quantize_per_token": (x,),
-        "rms_norm": (x, 1e-5),
-        "rms_norm_quant": (x, 1e-5, scale),
-        **_linear_arguments(),
-        **_mamba2_arguments(),
-        "causal_conv1d": (x, torch.randn(D, K), torch.randn(D), torch.randn(B, D, K)),
-        "causal_conv1d_int8": (q(B, L, D), q(D, K), torch.rand(D), torch.randn(D), scale, q(B, D, K)),
-        "selective_scan": (x, *scan, torch.randn(B, L, D), torch.randn(D), torch.randn(B, D, N)),
-        "selective_scan_int8": (
-            *(q(B, L, D), *scan_int8, q(B, L, D), torch.randn(D), torch.randn(B, D, N)),
-            *(scale, scale, scale, scale),
-        ),
-        "hadamard": (torch.randn(B, L, 8), base),
-        "hadamard_quant": (torch.randn(B, L, 8), base, scale),
-        "gated_hadamard_quant": (torch.randn(B, L, 8), q(B, L, 8), scale, 1e-5, 2, base, scale, torch.ones(8)),
-        "mamba1_step": _step_arguments(base),
-        "mamba2_step": _mamba2_step_arguments(base),
-        "magnitude_histogram": (x, torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.float64), 500, 3),
-    }
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema_fake_and_kernel_agree(name):
     """torch's own checks: declared mutations are the real ones, and the fake gives the kernel's shapes and dtypes."""
     torch.library.opcheck(
-        getattr(torch.ops.quamba, name).default, _arguments()[name], test_utils=("test_schema", "test_faketensor")
+        getattr(torch.ops.quamba, name).default, valid_arguments()[name], test_utils=("test_schema", "test_faketensor")
     )
 
 

@@ -85,8 +85,8 @@ def mamba1_step(
 ) -> None:
     """See ops.schemas; `ops`: see this package."""
     sizes = StepSizes(hidden.shape[1], dt_rank, eps, ssm_norm_eps, dynamic)
-    views = layer_slots(layers, STEP_SLOTS)
-    for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):
+    views = layer_slots(layers, STEP_SLOTS, (conv_states, ssm_states), group_sizes, logits is not None)
+    for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):  # the head's last
         hidden += _step_layer(ops, hidden, layer, *states, base, sizes, group_size)
     if logits is not None:
         act = (views[0]["tap_scales"] is not None, dynamic)

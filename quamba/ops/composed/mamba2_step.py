@@ -81,8 +81,8 @@ def mamba2_step(
 ) -> None:
     """See ops.schemas; `ops`: see this package."""
     sizes = Mamba2StepSizes(hidden.shape[1], groups, eps, (dt_min, dt_max), dynamic)
-    views = layer_slots(layers, MAMBA2_STEP_SLOTS)
-    for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):
+    views = layer_slots(layers, MAMBA2_STEP_SLOTS, (conv_states, ssm_states), group_sizes, logits is not None)
+    for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):  # the head's last
         hidden += _step_layer(ops, hidden, layer, *states, base, sizes, group_size)
     if logits is not None:
         act = (views[0]["tap_scales"] is not None, dynamic)

@@ -3,9 +3,24 @@
 from torch import Tensor
 
 
-def layer_slots(slots: list[Tensor | None], names: tuple[str, ...]) -> list[dict[str, Tensor | None]]:
-    """The tensors of each layer by name."""
-    count = len(names)
+def layer_slots(
+    slots: list[Tensor | None],
+    names: tuple[str, ...],
+    states: tuple[list[Tensor], list[Tensor]],
+    group_sizes: list[int],
+    has_head: bool,
+) -> list[dict[str, Tensor | None]]:
+    """The tensors of each layer by name. Raises ValueError where a list is not as long as the others say."""
+    count, layers = len(names), len(states[0])
+    if not layers or len(states[1]) != layers or len(slots) != layers * count:
+        raise ValueError(
+            f"layers must be {count} slots for each of the {layers} conv_states and {len(states[1])} ssm_states, "
+            f"got {len(slots)}"
+        )
+    if len(group_sizes) != layers + has_head:
+        raise ValueError(
+            f"group_sizes must be one of each layer and of the head: {layers + has_head}, got {len(group_sizes)}"
+        )
     return [dict(zip(names, slots[i : i + count], strict=True)) for i in range(0, len(slots), count)]
 
 
@@ -75,6 +90,8 @@ def predict(
 
     `head`: weight, scale, zero, input scale. `act`: whether its input is int8, and with a scale for every row.
     """
+    if norm_weight is None or len(head) != 4:
+        raise ValueError("logits need norm_weight and a head of weight, scale, zero and input scale")
     weight, scale, zero, in_scale = head
     int8, dynamic = act
     x, x_scale = ops.rms_norm(hidden, eps) * norm_weight, None  # [B, H]
