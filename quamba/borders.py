@@ -11,6 +11,7 @@ from .errors import QuambaError
 
 PACKAGE = __package__
 LIMIT = 300
+COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 # how torch says on the CPU that memory is short, in a plain RuntimeError
 ALLOCATOR = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
@@ -48,6 +49,8 @@ def is_memory_shortage(error: BaseException) -> bool:
 def is_internal(trace: TracebackType | None) -> bool:
     """Whether a traceback ends in this package, in another function than the one it begins with."""
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    while len(frames) > 1 and frames[-1].f_code.co_name in COMPREHENSIONS:  # part of the function around it
+        frames.pop()
     return len(frames) > 1 and frames[-1].f_globals.get("__name__", "").split(".")[0] == PACKAGE
 
 

@@ -103,7 +103,9 @@ def scheme_from_dict(fields: dict) -> Scheme:
     for scheme in variants():
         if asdict(scheme) == fields:
             return scheme
-    raise QuambaError(f"this checkpoint's scheme {fields!r} is not one this version runs ({', '.join(SCHEMES)})")
+    raise QuambaError(
+        f"this checkpoint's scheme {str(fields)[:300]} is not one this version runs ({', '.join(SCHEMES)})"
+    )
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,17 @@ class QuantizationRecipe:
             raise QuambaError(
                 f"quantization_config has {fields['layers']!r} for the schemes of layers, which is no list"
             )
+        names = fields["multipliers"]
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise QuambaError(f"quantization_config has {str(names)[:80]!r} for multipliers, which is no list of names")
+        for name, kind in (
+            ("tied_head", bool),
+            ("rotate_residual", bool),
+            ("reordered", bool),
+            ("lm_head_chunks", int),
+        ):
+            if type(fields[name]) is not kind or fields[name] < 0:
+                raise QuambaError(f"quantization_config has {str(fields[name])[:80]!r} for {name}")
         layers = tuple(scheme_from_dict(scheme) for scheme in fields["layers"])
         return cls(**{**fields, "scheme": scheme_from_dict(fields["scheme"]), "layers": layers})
 

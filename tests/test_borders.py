@@ -36,6 +36,15 @@ def test_any_exception_of_foreign_code_names_what_was_read_and_what_to_do(call, 
     assert error.value.__cause__ is not None
 
 
+def test_a_comprehension_is_part_of_the_function_around_it():
+    """Of one in this package, that is: the function is made to look like one."""
+    code = "def read(values):\n    with foreign('x.json'):\n        return [value['size'] for value in values]"
+    namespace = {"__name__": "quamba.some_module", "foreign": foreign}
+    exec(code, namespace)
+    with pytest.raises(QuambaError, match=r"^x\.json: TypeError"):
+        namespace["read"]([1])
+
+
 def test_without_an_exception_nothing_happens():
     with foreign("x.json"):
         pass

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,14 +18,16 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from ..borders import foreign
 from ..errors import QuambaError
 from ..tensor_checks import check_tensors
 from ..text_config import text_config
 from ..tying import state_tying
 from .resolve import Checkpoint
+from .sizes import check_counts, check_sizes
 from .state_spaces import read_state_spaces
 from .tokenizer import load_tokenizer
-from .weight_files import check_weight_file, weight_files
+from .weight_files import stored_tensors, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -73,32 +74,36 @@ def load_float(
 def read_model_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """transformers' config of a causal language model. Raises QuambaError where config.json describes none."""
     model_type = checkpoint.config.get("model_type")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise QuambaError(f"{checkpoint.path}: {model_type!r} is not a causal language model that transformers knows")
-    try:
-        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise QuambaError(f"{checkpoint.path / 'config.json'} describes no valid model: {error}") from error
+    with foreign(f"{checkpoint.path / 'config.json'} describes no valid model"):
+        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
 
 
 def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict]:
     """(model, transformers' account of the tensors that were missing, unexpected or misshapen)."""
+    stored = {name: shape for name, (shape, _) in stored_tensors(weight_files(checkpoint.path)).items()}
+    file = checkpoint.path / "config.json"
+    check_counts(checkpoint.config, file, stored)
     config = read_model_config(checkpoint)
-    for file in weight_files(checkpoint.path):
-        check_weight_file(file)
-    return AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        config=config,
-        dtype=dtype,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they come back by name, for an error of ours
-    )
+    check_sizes(config, file, stored)
+    with foreign(f"transformers cannot load {checkpoint.path}"):
+        return AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back by name, for an error of ours
+        )
 
 
 def _load_original(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict]:
     """The same for a checkpoint in the original state-spaces format."""
     config, tensors = read_state_spaces(checkpoint)
+    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_sizes(config, checkpoint.path / "config.json", stored)
     return ORIGINAL_CLASSES[config.model_type].from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..borders import foreign
 from ..convert import build_skeleton, leave_files
 from ..errors import QuambaError
 from ..files import write_text_atomically
@@ -28,10 +29,11 @@ from ..tensor_checks import check_tensors
 from .load_float import UNFIT, quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
 from .savable import check_savable, save_tokenizer, say_without_tokenizer
+from .sizes import QUANTIZED_FACTOR, check_counts, check_sizes
 from .tokenizer import load_tokenizer
 from .unchanged import generation
 from .verify import config_sha256, file_sha256, verify_config, verify_hashes, verify_index, verify_tensors
-from .weight_files import weight_files
+from .weight_files import stored_tensors, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class QuambaConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.recipe = recipe
         self.flat = format_version in EARLIER  # integer weights [O, C] in the files, see QuantModule
-        if format_version in EARLIER and isinstance(recipe, dict):
+        if isinstance(format_version, int) and format_version in EARLIER and isinstance(recipe, dict):
             self.format_version, self.recipe = FORMAT_VERSION, EARLIER[format_version] | recipe
         self.sha256, self.config_sha256, self.files = sha256 or {}, config_sha256, files or []
         unknown.pop("quant_method", None)
@@ -221,11 +223,16 @@ def load_quantized(
     Raises QuambaError for damaged or misfitting files.
     """
     verify_config(checkpoint.path)
-    verify_index(checkpoint.path, weight_files(checkpoint.path))
+    files, file = weight_files(checkpoint.path), checkpoint.path / "config.json"
+    verify_index(checkpoint.path, files)
+    stored = {name: shape for name, (shape, _) in stored_tensors(files).items()}
+    check_counts(checkpoint.config, file, stored)
     config = read_model_config(checkpoint)
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, config=config, dtype=dtype or "auto", local_files_only=True
-        )
+        check_sizes(config, file, stored, QUANTIZED_FACTOR)
+        with foreign(f"transformers cannot load {checkpoint.path}"):
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path, config=config, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
+            )
         tokenizer = load_tokenizer(checkpoint)
     return model.eval().requires_grad_(False), tokenizer

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import Mamba2Config, MambaConfig, PreTrainedConfig
 
+from ..borders import foreign
 from ..errors import QuambaError
 from .resolve import Checkpoint
-from .weight_files import load_tensors, weight_files
+from .sizes import check_counts
+from .weight_files import load_tensors, stored_tensors, weight_files
 
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
@@ -67,8 +68,9 @@ def read_state_spaces(checkpoint: Checkpoint) -> tuple[PreTrainedConfig, dict[st
     or damaged file, and an embedding that does not fit the vocabulary. Missing and extra tensors are for the loader to
     find.
     """
-    config = convert_config(checkpoint.config, checkpoint.path / "config.json")
-    files = weight_files(checkpoint.path)
+    files, config_file = weight_files(checkpoint.path), checkpoint.path / "config.json"
+    check_counts(checkpoint.config, config_file, stored_tensors(files))
+    config = convert_config(checkpoint.config, config_file)
     file = files[0] if len(files) == 1 else checkpoint.path  # for messages
     stored = {name: tensor for each in files for name, tensor in load_tensors(each).items()}
     tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in stored.items()}
@@ -96,7 +98,7 @@ def convert_config(original: dict, file: Path) -> PreTrainedConfig:
     if not isinstance(options, dict):
         raise QuambaError(f"{file}: ssm_cfg is {options!r}, not an object")
     kind = options.get("layer", "Mamba1")
-    if kind not in LAYERS:
+    if not isinstance(kind, str) or kind not in LAYERS:
         raise QuambaError(f"{file}: ssm_cfg.layer is {kind!r}, this package reads {', '.join(LAYERS)}")
     layer = LAYERS[kind]
     _check_options(options, layer, file)
@@ -107,7 +109,7 @@ def convert_config(original: dict, file: Path) -> PreTrainedConfig:
         fields["num_heads"] = fields["expand"] * width // fields["head_dim"]
         fields["time_step_limit"] = _interval(fields["time_step_limit"], file)
     multiple = _positive({"pad_vocab_size_multiple": layer.vocab_multiple} | original, "pad_vocab_size_multiple", file)
-    try:
+    with foreign(f"{file} describes no valid model"):
         return layer.config_class(
             hidden_size=width,
             num_hidden_layers=_positive(original, "n_layer", file),
@@ -118,8 +120,6 @@ def convert_config(original: dict, file: Path) -> PreTrainedConfig:
             **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),  # GPT-NeoX's <|endoftext|>
             **fields,
         )
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise QuambaError(f"{file} describes no valid model: {error}") from error
 
 
 def _reject_other_blocks(original: dict, file: Path) -> None:
@@ -151,7 +151,7 @@ def _check_options(options: dict, layer: Layer, file: Path) -> None:
 def _positive(fields: dict, key: str, file: Path) -> int:
     """The positive integer under `key`."""
     value = fields.get(key)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise QuambaError(f"{file}: {key} is {value!r}, not a positive integer")
     return value
 
@@ -164,8 +164,8 @@ def _interval(limits: object, file: Path) -> tuple[float, float]:
 
 
 def _pad_rows(weight: Tensor, rows: int, name: str, file: Path) -> Tensor:
-    """weight [stored rows, d_model] with rows of zeros appended up to `rows`."""
-    if weight.dim() != 2 or weight.shape[0] > rows:
+    """weight [stored rows, d_model] with rows of zeros appended up to `rows`, at most as many as it has."""
+    if weight.dim() != 2 or not weight.shape[0] <= rows <= 2 * weight.shape[0]:
         raise QuambaError(
             f"{file}: {name} has shape {list(weight.shape)}, the vocabulary of config.json padded to its multiple "
             f"has {rows} rows"

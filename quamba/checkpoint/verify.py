@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import QuambaError
 from ..nn.module import QuantModule
 from .resolve import read_config
+from .weight_files import stored_tensors
 
 SAFETENSORS_DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # of what is not quantized, which is cast when it is loaded
@@ -42,15 +42,7 @@ def verify_hashes(files: list[Path], sha256: dict[str, str]) -> None:
 
 def verify_tensors(model: nn.Module, files: list[Path]) -> None:
     """Raises QuambaError naming tensors that are missing, unknown, or of another shape or kind than the model's."""
-    stored = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    view = tensors.get_slice(name)
-                    stored[name] = (tuple(view.get_shape()), view.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise QuambaError(f"{file} is truncated or damaged: {error}") from error
+    stored = stored_tensors(files)
     folder = files[0].parent if files else "the checkpoint"
     ours = buffer_names(model)
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
