@@ -48,6 +48,10 @@ class Architecture:
             raise QuambaError(f"conv_kernel {config.conv_kernel} has no kernels: up to {MAX_CONV_WIDTH} has")
         if config.hidden_act != "silu":
             raise QuambaError(f"hidden_act {config.hidden_act!r} has no kernels: only 'silu' has")
+        self.d_inner(config)
+
+    def check_rotation(self, config: PreTrainedConfig) -> None:
+        """Raises QuambaError where the output of such a model's blocks cannot be rotated, as quantized ones do it."""
         hadamard.hadamard_base(self.d_inner(config))
 
 

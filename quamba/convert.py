@@ -43,7 +43,7 @@ def check_model_type(model_type: str, scheme: Scheme | None = None) -> None:
 
 
 def check_architecture(model: nn.Module) -> Architecture:
-    """The model's architecture. Raises QuambaError unless this version quantizes its type, activation and sizes."""
+    """The model's architecture. Raises QuambaError unless there are mixers here for its type, activation and sizes."""
     check_model_type(model.config.model_type)
     architecture = architecture_of(model)
     if architecture is None:
@@ -55,11 +55,18 @@ def check_architecture(model: nn.Module) -> Architecture:
     return architecture
 
 
+def check_transformable(model: nn.Module) -> Architecture:
+    """`check_architecture`; raises QuambaError also for blocks whose output `transform` cannot rotate."""
+    architecture = check_architecture(model)
+    architecture.check_rotation(block_config(model))
+    return architecture
+
+
 def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
     """Raises QuambaError unless this version quantizes the model as the recipe says."""
     _check_blocks(model, recipe)
     if architecture_of(model):
-        check_architecture(model)
+        check_transformable(model)
     if hybrid_of(model) or not architecture_of(model):
         _check_linear_layers(model)
         if recipe.rotate_residual:
@@ -99,10 +106,10 @@ def _check_linear_layers(model: nn.Module) -> None:
                 )
 
 
-def is_supported(model: nn.Module) -> bool:
-    """Whether `check_architecture` accepts the model."""
+def is_supported(model: nn.Module, transformed: bool = False) -> bool:
+    """Whether `check_architecture` accepts the model; `transformed`: whether `check_transformable` does."""
     try:
-        check_architecture(model)
+        (check_transformable if transformed else check_architecture)(model)
     except QuambaError:
         return False
     return True
@@ -277,7 +284,7 @@ def build_skeleton(model: nn.Module, recipe: QuantizationRecipe, flat: bool = Fa
     """
     _check_blocks(model, recipe)
     if architecture_of(model):
-        check_architecture(model)
+        check_transformable(model)
     slots = _slots(model)
     with torch.device("meta"):
         for slot in slots:

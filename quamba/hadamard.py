@@ -1,8 +1,9 @@
-"""Hadamard matrices H = kron(Sylvester(2**k), Paley(m)) for every size that a model of ours has.
+"""Hadamard matrices H = kron(Sylvester(2**k), Paley(m)) for every size whose odd part is at most 15.
 
 Row vectors: activations become x @ H / sqrt(n) and the weights that read them W @ H / sqrt(n).
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from .errors import QuambaError
 
-BASE_ORDERS = (1, 12, 20, 28)  # tried in this order; 28 * 2**k covers sizes whose odd part is 7
+BASE_ORDERS = (1, 12, 20, 28, 36, 44, 52, 60)  # every odd part up to 15: 4 * 15 = 60 is the largest for the kernels
 SUPPORTED_FORM = "m * 2**k with m in {" + ", ".join(str(order) for order in BASE_ORDERS) + "}"
 
 
 def hadamard_base(n: int) -> tuple[int, Tensor]:
     """The two factors of the Hadamard matrix of order n = m * 2**k.
 
-    Returns (k, base): base is float32 [m, m] of +-1, with m in {1, 12, 20, 28}; m = 1 where n is a power of two.
+    Returns (k, base): base is float32 [m, m] of +-1, with m in `BASE_ORDERS`; m = 1 where n is a power of two.
     Raises QuambaError naming n where it is not of that form.
     """
     for order in BASE_ORDERS:
@@ -47,9 +48,9 @@ def base_on(n: int, device: torch.device) -> Tensor:
 
 
 def _paley(order: int) -> Tensor:
-    """A Hadamard matrix of an order q + 1 (construction I, q = 3 mod 4) or 2 (q + 1) (II, q = 1 mod 4), q prime.
+    """A Hadamard matrix of an order q + 1 (construction I, q = 3 mod 4) or 2 (q + 1) (II, q = 1 mod 4).
 
-    Returns float32 [order, order] of +-1; order 1 is the 1 x 1 matrix [1].
+    q: a prime, or the square of one. Returns float32 [order, order] of +-1; order 1 is the 1 x 1 matrix [1].
     Source: R. E. A. C. Paley, "On orthogonal matrices", J. Math. Phys. 12 (1933), 311-320.
     """
     if order == 1:
@@ -57,8 +58,8 @@ def _paley(order: int) -> Tensor:
     if (order - 1) % 4 == 3 and _is_prime(order - 1):
         return _conference_matrix(order - 1) + torch.eye(order, dtype=torch.float32)
     q = order // 2 - 1
-    if order % 2 or q % 4 != 1 or not _is_prime(q):
-        raise ValueError(f"no Paley matrix over a prime field has order {order}")
+    if order % 2 or q % 4 != 1 or not (_is_prime(q) or _is_prime(math.isqrt(q))):
+        raise ValueError(f"no Paley matrix over a field of prime or squared prime order has order {order}")
     # the conference matrix has zeros on its diagonal only: each entry becomes a 2 x 2 block of +-1
     off_diagonal = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32)
     diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float32)
@@ -67,16 +68,37 @@ def _paley(order: int) -> Tensor:
 
 def _conference_matrix(q: int) -> Tensor:
     """C [q + 1, q + 1] with a zero diagonal, +-1 elsewhere and C C^T = q I; symmetric for q = 1 mod 4, else skew."""
-    squares = {(i * i) % q for i in range(1, q)}
-    # Legendre symbol (i / q)
-    character = torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)], dtype=torch.float32)
-    index = torch.arange(q)
     matrix = torch.zeros(q + 1, q + 1, dtype=torch.float32)
-    matrix[1:, 1:] = character[(index[:, None] - index[None, :]) % q]
+    matrix[1:, 1:] = _differences(q) if _is_prime(q) else _differences_of_squared(math.isqrt(q))
     matrix[0, 1:] = 1.0
-    matrix[1:, 0] = character[-1]  # the character of -1: +1 for q = 1 mod 4, -1 for q = 3 mod 4
+    matrix[1:, 0] = 1.0 if q % 4 == 1 else -1.0  # the character of -1
     return matrix
 
 
+def _legendre(p: int) -> Tensor:
+    """The Legendre symbol (i / p) of 0 .. p - 1, float32 [p]: 0 for 0, 1 for squares modulo the prime p, else -1."""
+    squares = {(i * i) % p for i in range(1, p)}
+    return torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, p)], dtype=torch.float32)
+
+
+def _differences(p: int) -> Tensor:
+    """The quadratic character of a - b for all elements a, b of the field of prime order p: float32 [p, p]."""
+    index = torch.arange(p)
+    return _legendre(p)[(index[:, None] - index[None, :]) % p]
+
+
+def _differences_of_squared(p: int) -> Tensor:
+    """The same of the field of order p**2: float32 [p * p, p * p].
+
+    Its elements are a + b sqrt(r), r no square modulo p; one is a square exactly where its norm a**2 - r b**2 is one
+    modulo p.
+    """
+    symbol = _legendre(p)
+    r = symbol.tolist().index(-1.0)
+    index = torch.arange(p * p)
+    a, b = (part[:, None] - part[None, :] for part in (index // p, index % p))  # of the differences, [p * p, p * p]
+    return symbol[(a * a - r * b * b) % p]
+
+
 def _is_prime(q: int) -> bool:
-    return q > 1 and all(q % divisor for divisor in range(2, int(q**0.5) + 1))
+    return q > 1 and all(q % divisor for divisor in range(2, math.isqrt(q) + 1))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .architectures import architecture_of
 from .calibration import calibrate
-from .convert import check_architecture, install_float_mixers, quantized_mixer
+from .convert import check_transformable, install_float_mixers, quantized_mixer
 from .errors import QuambaError
 from .head_groups import HeadGroups
 from .hybrid_budget import Budget
@@ -63,7 +63,7 @@ class HybridSearch:
                 f"a search measures the blocks of Mamba models, not of {model.config.model_type!r}: name the schemes "
                 "of its layers in a file"
             )
-        check_architecture(model)
+        check_transformable(model)
         if self.group_heads:
             self.group_heads.check(model)
         schemes = {name: recipe.scheme for name, recipe in self.recipes().items()}

@@ -186,7 +186,7 @@ def test_experts_are_refused_by_name(variant):
         ({}, {"rotate_residual": True}, "rotate_residual is for Mamba models, not for '{}': drop it"),
         ({"mamba_d_conv": 17}, {}, "conv_kernel 17 has no kernels"),
         ({"mamba_n_groups": 3}, {}, "n_groups 3 does not divide the 4 heads"),
-        ({"hidden_size": 36, "mamba_n_heads": 9, "mamba_n_groups": 3}, {}, "no Hadamard rotation of size 72"),
+        ({"hidden_size": 34, "mamba_n_heads": 17, "mamba_n_groups": 17}, {}, "no Hadamard rotation of size 68"),
         ({}, {"layer_schemes": ["w8a8", "w4a8"]}, "schemes of 2 layers, but the model has 3"),
     ],
 )

@@ -106,19 +106,24 @@ inline void butterflies(float* x, int64_t n, int64_t run) {
   if (run < n) butterfly_level<0>(x, n, run);
 }
 
-// The base [p, p] with its rows padded to one vector (p <= 16) or two (p <= 32).
+// The base [p, p] with its rows padded to whole vectors, one for p <= 16 to four for p <= 64.
 inline void pad_base(const float* base, int64_t p, float* padded) {
-  const int64_t columns = p <= kLanes ? kLanes : 2 * kLanes;
+  const int64_t columns = (p + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < p; ++i)
     for (int64_t j = 0; j < columns; ++j) padded[i * columns + j] = j < p ? base[i * p + j] : 0.0f;
 }
 
 inline void hadamard(const float* x, int64_t n, const float* base, int64_t p, float* out) {
   if (p > 1) {
-    float padded[kMaxHadamardBase * 2 * kLanes];
+    float padded[kMaxHadamardBase * kMaxHadamardBase];  // columns are padded to at most that
     pad_base(base, p, padded);
-    const int64_t run = p <= kLanes ? multiply_blocks_by_base<1>(x, out, n, padded, p)
-                                    : multiply_blocks_by_base<2>(x, out, n, padded, p);
+    int64_t run = 0;
+    switch ((p + kLanes - 1) / kLanes) {
+      case 1: run = multiply_blocks_by_base<1>(x, out, n, padded, p); break;
+      case 2: run = multiply_blocks_by_base<2>(x, out, n, padded, p); break;
+      case 3: run = multiply_blocks_by_base<3>(x, out, n, padded, p); break;
+      default: run = multiply_blocks_by_base<4>(x, out, n, padded, p);
+    }
     butterflies(out, n, run);
   } else if (n >= kLanes) {
     for (int64_t i = 0; i < n; i += kLanes)

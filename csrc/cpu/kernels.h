@@ -130,7 +130,7 @@ constexpr int64_t kSplitWords = 3 * 256, kPanelWords = 2 * 256;  // of 16 float 
 constexpr int64_t kMinGroup = 32;  // group sizes are this times a power of two
 constexpr int64_t kMaxFeatures = int64_t{1} << 40;  // of a layer: sizes computed from them do not overflow
 constexpr int64_t kMaxConvWidth = 16;
-constexpr int64_t kMaxHadamardBase = 32;
+constexpr int64_t kMaxHadamardBase = 64;
 constexpr int64_t kHadamardPadding = 32;
 
 struct Kernels {

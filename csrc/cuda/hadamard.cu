@@ -26,10 +26,12 @@ Passes passes_of(int levels) {
   return as_few && narrow.first > wide.first ? narrow : wide;
 }
 
-// Whole warps, and a multiple of p where that is not too many: about a thread for every kMaxFirst values.
+// Whole warps, at least p threads, and a multiple of p where that is not too many: about a thread for every kMaxFirst
+// values.
 unsigned threads_of(int64_t n, int64_t p) {
   const int64_t multiple = std::lcm<int64_t>(p, kWarp), unit = multiple <= kHadamardThreads ? multiple : kWarp;
-  const int64_t units = std::min(ceil_div(ceil_div<int64_t>(n, kMaxFirst), unit), kHadamardThreads / unit);
+  const int64_t wanted = std::max(ceil_div<int64_t>(n, kMaxFirst), p);
+  const int64_t units = std::min(ceil_div(wanted, unit), kHadamardThreads / unit);
   return static_cast<unsigned>(unit * units);
 }
 

@@ -9,7 +9,7 @@
 
 namespace quamba::cuda {
 
-constexpr int kMaxHadamardBase = 32;
+constexpr int kMaxHadamardBase = 64;
 constexpr int kMaxFirst = 16;
 constexpr int kHadamardThreads = 512;  // the most of a block
 

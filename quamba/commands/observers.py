@@ -21,7 +21,7 @@ from ..activations import (
 )
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from ..convert import check_architecture
+from ..convert import check_transformable
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
@@ -247,7 +247,7 @@ def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitSt
     if args.model:
         directory = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="quamba-activations-"))
         model, tokenizer = load_checkpoint(checkpoint)
-        check_architecture(model)
+        check_transformable(model)
         text = _text(args, checkpoint)
         capture(model, tokenizer, text, directory, args.taps, args.layers, args.rotate_residual)
     saved = open_activations(directory, args.taps, args.layers)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import ActivationRecorder
 from ..calibration import CalibrationText, calibrate
-from ..convert import HEAD_TAP, check_architecture, install_float_mixers
+from ..convert import HEAD_TAP, check_transformable, install_float_mixers
 from ..errors import QuambaError
 from ..mamba_slots import mamba_slots
 from ..model_checks import check_float_model, check_float_tensors
@@ -47,7 +47,7 @@ def capture(
 
     `taps`, `layers`: only these; None: all, without the head's input. Raises QuambaError for what does not exist.
     """
-    block_taps = check_architecture(model).taps
+    block_taps = check_transformable(model).taps
     check_taps(taps, layers, model.config.num_hidden_layers, (*block_taps, HEAD_TAP))
     blocks = [slot.index for slot in mamba_slots(model)]
     if missing := set(layers or ()) - set(blocks):

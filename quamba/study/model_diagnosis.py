@@ -190,7 +190,7 @@ def _corresponding_tensors(
     """The tensors of both, in a form in which equal names mean the same."""
     recipes = recipe_of(a), recipe_of(b)
     for model, own, other, which in ((a, *recipes, "first"), (b, *reversed(recipes), "second")):
-        if own is None and other is not None and is_supported(model):
+        if own is None and other is not None and is_supported(model, transformed=True):
             install_float_mixers(model)
             model.float()
             transform(model, other.rotate_residual)

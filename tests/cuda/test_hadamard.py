@@ -12,7 +12,38 @@ from quamba.ops import reference
 from ..ops.conftest import assert_within_one_step
 
 # every number of levels in the first pass with and without further ones of 8 and of 16, for each base
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 12, 24, 96, 192, 1536, 20, 40, 160, 640, 28, 224, 896]
+SIZES = [
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+    512,
+    2048,
+    12,
+    24,
+    96,
+    192,
+    1536,
+    20,
+    40,
+    160,
+    640,
+    28,
+    224,
+    896,
+    36,
+    576,
+    44,
+    88,
+    52,
+    60,
+    240,
+]
 LARGE = [4096, 5120, 3584, 10240, 16384]
 
 
@@ -34,9 +65,9 @@ def test_rows_of_whole_models_match_the_reference(kernels, n):
     torch.testing.assert_close(kernels.hadamard(x, base_of(n)), reference.hadamard(x, base_of(n)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", [2, 3, 5, 7, 31, 32])
+@pytest.mark.parametrize("order", [2, 3, 5, 7, 31, 32, 33, 63, 64])
 @pytest.mark.parametrize("copies", [1, 2, 16, 64])
-def test_the_base_may_be_any_matrix_up_to_32(kernels, order, copies):
+def test_the_base_may_be_any_matrix_up_to_64(kernels, order, copies):
     x, base = torch.randn(2, order * copies), torch.randn(order, order)
     torch.testing.assert_close(kernels.hadamard(x, base), reference.hadamard(x, base), rtol=1e-5, atol=1e-5)
 
@@ -78,7 +109,7 @@ def test_the_input_is_left_alone_and_no_rows_give_no_rows(kernels):
     ("n", "base", "message"),
     [
         (36, torch.ones(12, 12), "no Hadamard matrix of size 36 over a base of 12"),
-        (33, torch.ones(33, 33), "no Hadamard matrix of size 33 over a base of 33"),
+        (65, torch.ones(65, 65), "no Hadamard matrix of size 65 over a base of 65"),
         (0, torch.ones(1, 1), "no Hadamard matrix of size 0"),
         (8, torch.ones(0, 0), r"base \[p, p\], got \[1, 8\] and \[0, 0\]"),
         (8, torch.ones(2, 4), "base must have shape"),

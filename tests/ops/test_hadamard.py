@@ -8,10 +8,11 @@ import torch
 from quamba import numerics, ops
 from quamba.errors import QuambaError
 from quamba.hadamard import base_on, hadamard_matrix
+from quamba.ops import reference
 
 from .conftest import assert_within_one_step
 
-SIZES = [1, 2, 8, 16, 32, 512, 12, 24, 96, 192, 20, 160, 28, 224, 1536]
+SIZES = [1, 2, 8, 16, 32, 512, 12, 24, 96, 192, 20, 160, 28, 224, 1536, 36, 72, 288, 44, 176, 52, 1664, 60, 120, 240]
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -49,10 +50,22 @@ def test_the_input_is_left_alone(capability):
 
 
 def test_sizes_without_a_matrix_are_refused():
-    with pytest.raises(QuambaError, match="36"):
-        base_on(36, torch.device("cpu"))
+    with pytest.raises(QuambaError, match="68"):
+        base_on(68, torch.device("cpu"))
     with pytest.raises(ValueError, match="no Hadamard matrix of size 36"):
         ops.hadamard(torch.randn(1, 36), torch.ones(12, 12))
+
+
+@pytest.mark.parametrize("order", [2, 15, 17, 33, 48, 49, 63, 64])
+@pytest.mark.parametrize("copies", [1, 2, 4, 16])
+def test_the_base_may_be_any_matrix_up_to_64(capability, order, copies):
+    x, base = torch.randn(3, order * copies), torch.randn(order, order)
+    torch.testing.assert_close(ops.hadamard(x, base), reference.hadamard(x, base), rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_base_is_refused():
+    with pytest.raises(ValueError, match="no Hadamard matrix of size 65 over a base of 65"):
+        ops.hadamard(torch.randn(1, 65), torch.ones(65, 65))
 
 
 def test_a_base_that_is_no_matrix_is_refused():

@@ -1,0 +1,32 @@
+"""Widths whose odd part is 9 to 15 are quantized; those without a Hadamard matrix run as floats alone."""
+
+import pytest
+import torch
+
+import quamba
+from quamba.convert import install_float_mixers
+from quamba.decoder import Decoder
+from quamba.errors import QuambaError
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+@pytest.mark.parametrize("hidden_size", [18, 36, 44, 52, 60])  # twice that are channels: bases of 36, 36, 44, 52, 60
+def test_prefill_and_steps_of_such_a_model_agree(tiny_mamba, tokens, hidden_size, scheme):
+    calibration = tokens if scheme == "w8a8" else None
+    model = tiny_mamba(hidden_size=hidden_size)
+    weights = quamba.WeightMethod()
+    quamba.quantize(model, None, scheme, calibration=calibration, weights=weights, progress=False)
+    whole = Decoder(model).prefill(tokens)  # [B, V]
+    decoder = Decoder(model)
+    decoder.prefill(tokens[:, :5])
+    steps = [decoder.step(tokens[:, position]) for position in range(5, tokens.shape[1])]
+    torch.testing.assert_close(steps[-1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_width_without_a_matrix_runs_as_floats(tiny_ssm, tokens):
+    model = tiny_ssm(hidden_size=34)
+    expected = model(tokens).logits[:, -1]
+    install_float_mixers(model)
+    torch.testing.assert_close(Decoder(model).prefill(tokens), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(QuambaError, match="no Hadamard rotation of size 68"):
+        quamba.quantize(model, None, "w8a16", progress=False)
