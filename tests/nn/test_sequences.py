@@ -142,13 +142,13 @@ def test_a_left_padded_row_is_the_row_alone(build, capability, tokens, family, k
     mask[:, :4] = 0
     alone, together = read(model, tokens), read(model, padded, attention_mask=mask)
     together = Reading(together.hidden[:, 4:], together.logits[:, 4:], together.states)
-    compare(together, alone, model, kind, exact=family != "mamba2")
+    compare(together, alone, model, kind, exact=True)
     with torch.inference_mode():
         after = [
             model(more, cache_params=model(given, use_cache=True, **options).cache_params, use_cache=True).logits
             for given, options in ((tokens, {}), (padded, {"attention_mask": mask}))
         ]
-    assert relative_error(after[1], after[0]) < (TIPPED if family == "mamba2" and kind != "float" else TOLERANCE)
+    assert relative_error(after[1], after[0]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
