@@ -73,7 +73,7 @@ def test_a_base_need_not_be_contiguous(name):
 
 def test_random_bad_calls_raise_or_return():
     """Every op and instruction set; `make sanitize` makes more of them, and looks closer."""
-    counts = python("-m", "tests.ops.bad_calls", "--calls", "1200", "--seed", "1")
+    counts = python("-m", "tests.ops.bad_calls", "--calls", "1200", "--seed", "2")
     assert "ValueError" in counts.splitlines()[-1]
 
 
