@@ -43,6 +43,7 @@ _ALIKE = {
 # what a class needs beside, where its defaults do not fit the sizes, or do not show what is its own
 MORE = {name: options for names, options in _ALIKE.items() for name in names.split()}
 MORE |= {
+    "axk1": {"n_group": 1, "topk_group": 1, **_ALL_HEADS},
     "bamba": {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
@@ -93,4 +94,7 @@ def tiny_causal_lm(model_type: str, **options) -> PreTrainedModel:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=0.15)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0  # some classes make it so when they load a model
     return model
