@@ -50,7 +50,7 @@ def test_no_gradient_goes_around_the_blocks_to_the_inputs(tiny, variant, cached)
     assert not expected.requires_grad
     cache = {"past_key_values": DynamicCache(config=model.config)} if cached and tiny is tiny_bamba else {}
     logits = model(inputs_embeds=inputs.clone().requires_grad_(), use_cache=cached, **cache).logits
-    assert torch.equal(logits.detach(), expected)  # a forward pass alone works
+    torch.testing.assert_close(logits.detach(), expected, rtol=1e-4, atol=1e-4)  # a forward pass alone works
     assert_backward_is_refused(logits)
 
 

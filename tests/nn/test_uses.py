@@ -61,17 +61,23 @@ def test_tensors_of_the_same_scheme_can_be_loaded_and_of_no_other(tiny, tokens):
             build(tiny, variant).load_state_dict(model.state_dict())
 
 
-GENERATION = [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"cache_implementation": "static"}]
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
+def test_beams_change_places_with_their_states(tiny, tokens, options):
+    """A beam's score is the likelihood of its tokens, read at once and without a cache."""
+    model = build(tiny)
+    settings = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6, "length_penalty": 0.0}
+    settings |= {"attention_mask": torch.ones_like(tokens), "output_scores": True, "return_dict_in_generate": True}
+    found = model.generate(tokens, **settings, **options)
+    likelihood = logits(model, found.sequences, use_cache=False).log_softmax(-1)[:, 12:-1]  # [beams, 6, V]
+    expected = likelihood.gather(-1, found.sequences[:, 13:, None]).sum((1, 2))
+    torch.testing.assert_close(found.sequences_scores, expected, rtol=0.01, atol=0.05)
 
 
-@pytest.mark.parametrize("options", GENERATION, ids=str)
-def test_generation_with_states_is_generation_without(tiny, tokens, options):
-    """Beams change places in the cache; a static cache holds the same states."""
-    model, common = build(tiny), {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
-    common["attention_mask"] = torch.ones_like(tokens)
-    plain = {name: value for name, value in options.items() if name != "cache_implementation"}
-    expected = model.generate(tokens, use_cache=False, **common, **plain)
-    assert torch.equal(model.generate(tokens, **common, **options), expected)
+def test_a_static_cache_holds_the_same_states(tiny_ssm, tokens):
+    model, settings = build(tiny_ssm), {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
+    settings["attention_mask"] = torch.ones_like(tokens)
+    expected = model.generate(tokens, **settings)
+    assert torch.equal(model.generate(tokens, cache_implementation="static", **settings), expected)
 
 
 def test_what_takes_tokens_back_is_refused(tiny, tokens):
