@@ -233,6 +233,8 @@ def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     if checkpoint.quantization_method is not None:
         raise quamba.QuambaError(f"{checkpoint.path} is quantized already: give the float model it was made from")
     if "model_type" in checkpoint.config:  # the original format has none
+        if not isinstance(checkpoint.config["model_type"], str):
+            raise quamba.QuambaError(f"{checkpoint.path / 'config.json'}: model_type is no name")
         check_model_type(checkpoint.config["model_type"], get_scheme(utils.scheme_name(args)))
 
 

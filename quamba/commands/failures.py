@@ -142,4 +142,5 @@ def _text(filename: object) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    text = line.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
+    sys.stderr.write(f"{text}\n")
