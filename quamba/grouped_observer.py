@@ -35,6 +35,7 @@ class GroupedObserver(Observer):
         self._members = [(channel_group == g).nonzero().squeeze(1) for g in range(self.groups)]
         args = {"n_bits": n_bits, "clip_ratio": clip_ratio, "sym": sym, **(statistic_args or {})}
         self._statistic = create_observer(statistic, **args)  # it says what a range becomes; its arguments are checked
+        self.by_update = self._statistic.by_update
         self._observers: list[Observer] = []
         if statistic != "minmax":
             self._observers = [create_observer(statistic, **args) for _ in range(self.groups)]

@@ -2,7 +2,7 @@
 
 name                    statistic                                    the integers cover
 minmax                  largest magnitude                            all values
-percentile              moving average of each update's percentile   all but about one value in 100 000
+percentile              moving average of each window's percentile   all but about one value in 100 000
 outlier_aware           99th percentile of |x| over all data         up to 127/120 of it
 outlier_aware_adaptive  histogram                                    q_r / r, the best of four percentiles r
 mse                     histogram                                    the range of least mean squared error
@@ -48,6 +48,8 @@ GRID_OCTAVES, GRID_STEP = 12, 1 / 8  # the MSE grid: clip ratios 2^0, 2^-1/8 ...
 class PerTensorMinmaxObserver(Observer):
     """The range from the smallest to the largest value seen: nothing saturates."""
 
+    by_update = False
+
     def _update(self, x: Tensor) -> None:
         pass  # the base class keeps the extremes
 
@@ -63,6 +65,8 @@ class PerChannelMinmaxObserver(Observer):
 
     channel_dim: the dimension of `x` that holds the channels; its size must stay the same.
     """
+
+    by_update = False
 
     def __init__(self, n_bits: int = 8, clip_ratio: float = 1.0, sym: bool = True, channel_dim: int = -1):
         super().__init__(n_bits, clip_ratio, sym)
@@ -96,6 +100,7 @@ class PerChannelMinmaxObserver(Observer):
 class PerTensorPercentileObserver(Observer):
     """An exponential moving average of each update's percentile, or, outlier-aware, one percentile of all the data.
 
+    A calibration updates it once a window, whatever the batches.
     percentile_alpha: every update's alpha-quantile of |x| (of x, and its 1 - alpha quantile, where sym=False) is
     computed exactly, whatever the size. percentile_sigma: weight of a new one; the first initialises the average, then
     w += sigma * (current - w).
@@ -137,16 +142,13 @@ class PerTensorPercentileObserver(Observer):
             _check_symmetric(self)
         self.percentiles: list[tuple[float, float]] = []  # (low, high) of each update
         self.histogram = MagnitudeHistogram(mantissa_bits) if use_outlier_aware else None
+        self.by_update = not use_outlier_aware
 
     def _update(self, x: Tensor) -> None:
         if self.use_outlier_aware:
             self.histogram.update(x)
-        elif self.sym:
-            (high,) = exact_quantiles(x, [self.percentile_alpha])
-            self.percentiles.append((-high, high))
         else:
-            low, high = exact_quantiles(x, [1 - self.percentile_alpha, self.percentile_alpha], signed=True)
-            self.percentiles.append((low, high))
+            self.percentiles.append(_percentiles(x, self.percentile_alpha, self.sym))
 
     def _merge(self, other: "PerTensorPercentileObserver") -> None:
         self.percentiles += other.percentiles
@@ -193,6 +195,8 @@ class PerTensorOutlierAwareAdaptiveObserver(Observer):
 
     q_r: the r-quantile of |x| over everything seen. Symmetric only: sym=False is an error.
     """
+
+    by_update = False
 
     def __init__(
         self,
@@ -251,17 +255,8 @@ class PerTensorMSEObserver(Observer):
         self.percentiles: list[tuple[float, float]] = []  # (low, high) of each update
 
     def _update(self, x: Tensor) -> None:
-        batch = self.histogram.empty_like()
-        batch.update(x)
-        if self.sym:
-            high = batch.magnitudes().quantile(self.percentile_alpha)
-            self.percentiles.append((-high, high))
-        else:
-            values = batch.distribution()
-            self.percentiles.append(
-                (values.quantile(1 - self.percentile_alpha), values.quantile(self.percentile_alpha))
-            )
-        self.histogram.merge(batch)
+        self.histogram.update(x)
+        self.percentiles.append(_percentiles(x, self.percentile_alpha, self.sym))
 
     def _merge(self, other: "PerTensorMSEObserver") -> None:
         self.percentiles += other.percentiles
@@ -297,6 +292,15 @@ class PerTensorMSEObserver(Observer):
         outlier_aware = torch.tensor([magnitudes.quantile(NORMAL_RATIO) * headroom], dtype=torch.float64)
         peaks = torch.cat([outlier_aware, _adaptive_peaks(magnitudes, NORMAL_RATIOS)])
         return torch.cat([ranges, torch.stack([-peaks, peaks], dim=1)])
+
+
+def _percentiles(x: Tensor, alpha: float, sym: bool) -> tuple[float, float]:
+    """(low, high): the alpha-quantile of |x| on both sides, or the 1 - alpha and the alpha-quantile of x; exact."""
+    if sym:
+        (high,) = exact_quantiles(x, [alpha])
+        return -high, high
+    low, high = exact_quantiles(x, [1 - alpha, alpha], signed=True)
+    return low, high
 
 
 def _moving_average(percentiles: list[tuple[float, float]], sigma: float) -> tuple[float, float]:

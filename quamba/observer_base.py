@@ -46,6 +46,9 @@ class Observer(abc.ABC):
     """
 
     name: str | None = None  # set by register_observer
+    # Whether the scale depends on what each update held, beside all values together. A calibration then makes an update
+    # of every window; else of a whole batch, which is faster.
+    by_update: bool = True
 
     def __init__(self, n_bits: int = 8, clip_ratio: float = 1.0, sym: bool = True):
         self.n_bits, self.clip_ratio, self.sym = n_bits, clip_ratio, sym
@@ -57,7 +60,7 @@ class Observer(abc.ABC):
         self.minimum, self.maximum = math.inf, -math.inf
 
     def update(self, x: Tensor) -> None:
-        """Takes in one batch of activations: any shape, any float dtype; read as float32.
+        """Takes in activations, in a calibration those of one window: any shape, any float dtype; read as float32.
 
         Raises QuambaError where `x` is not a float tensor, is empty, or holds NaN or infinity; nothing is then taken.
         """

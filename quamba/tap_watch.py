@@ -1,5 +1,7 @@
 """Watches the taps of a float model while text runs through it: an observer each, and a sample that judges its scale.
 
+What is found depends on the windows and their order alone, not on the batches that they come in, but for the rounding
+of the float model's own products.
 Dims: B batch, L tokens, S heads, P head_dim, D = S * P d_inner, G SSD groups, N d_state.
 """
 
@@ -31,7 +33,7 @@ from .observer import Observer
 from .tap_observers import create_tap_observer
 from .transforms.clusters import ChannelOrder
 
-DIAGNOSTIC_SAMPLE = 1 << 16  # values of each tap and batch that SQNR and saturation are measured on
+DIAGNOSTIC_SAMPLE = 1 << 13  # values of each tap and window that SQNR and saturation are measured on
 # Bits of a bin in the histograms of a group, of which there may be thousands: a quarter of the usual memory, and less
 # where those of all groups would exceed GROUPED_MEMORY. At 9 bits a tap's squared error was within 0.04 % of that at
 # 11, at 7 within 0.2 %, at 5 within 0.6 % (every observer, taps x and conv_in of mamba2-tiny, 4 x 4 groups).
@@ -39,7 +41,7 @@ GROUPED_MANTISSA, LEAST_MANTISSA = 9, 5
 GROUPED_MEMORY = 1 << 30  # bytes
 GROUP_BYTES = 2 * 24 * 16  # a bin an octave: signs, octaves that values lie in (20 on average), bytes of a bin
 GROUPED_SAMPLE = 1 << 14  # the same of a tap with a scale per group, whose sampled values are kept as they are:
-GROUPED_BATCHES = 16  # of as many batches, spread over all of them, a MB or two a tap
+GROUPED_WINDOWS = 16  # of as many windows, spread over all of them, a MB or two a tap
 
 
 @dataclass
@@ -79,18 +81,21 @@ class _TapWatch:
         self.name, self.observer, self.observer_name = name, observer, observer_name
         self.sample = SignedHistogram()
 
-    def update(self, x: Tensor) -> None:
+    def update(self, batch: Tensor) -> None:
+        """Takes in a batch of windows [B, ...]."""
         try:
-            self.observer.update(x)
+            for x in batch.split(1) if self.observer.by_update else [batch]:
+                self.observer.update(x)
         except QuambaError as error:
             raise QuambaError(f"tap {self.name}: {error}") from error
-        self._sample(x)
+        self._sample(batch)
 
-    def _sample(self, x: Tensor) -> None:
-        stride = max(1, x.numel() // DIAGNOSTIC_SAMPLE)
-        while math.gcd(stride, x.shape[-1]) > 1:  # so that every channel is sampled, not always the same few
+    def _sample(self, batch: Tensor) -> None:
+        values = batch.flatten(1)  # [B, values of a window]
+        stride = max(1, values.shape[1] // DIAGNOSTIC_SAMPLE)
+        while math.gcd(stride, batch.shape[-1]) > 1:  # so that every channel is sampled, not always the same few
             stride += 1
-        self.sample.update(x.flatten()[::stride])
+        self.sample.update(values[:, ::stride])
 
     def result(self) -> TapResult:
         scale, _ = self.observer.get_quantization_parameters()
@@ -134,17 +139,16 @@ class _GroupedTapWatch(_TapWatch):
     def __init__(self, name: str, observer: GroupedObserver, observer_name: str, expanded: bool):
         super().__init__(name, observer, observer_name)
         self.expanded = expanded
-        self._samples: list[Tensor] = []  # [n, channels] each, of every `_every`-th batch
+        self._samples: list[Tensor] = []  # [n, channels] each, of every `_every`-th window
         self._seen, self._every = 0, 1
 
-    def _sample(self, x: Tensor) -> None:
-        due = self._seen % self._every == 0
-        self._seen += 1
-        if not due:
-            return
-        self._samples.append(self._rows_of(x))
-        if len(self._samples) > GROUPED_BATCHES:  # every second one goes, and of those to come too
-            self._samples, self._every = self._samples[::2], 2 * self._every
+    def _sample(self, batch: Tensor) -> None:
+        for x in batch.split(1):  # a window
+            if self._seen % self._every == 0:
+                self._samples.append(self._rows_of(x))
+            self._seen += 1
+            if len(self._samples) > GROUPED_WINDOWS:  # every second one goes, and of those to come too
+                self._samples, self._every = self._samples[::2], 2 * self._every
 
     def _rows_of(self, x: Tensor) -> Tensor:
         """About GROUPED_SAMPLE values, float32 [n, channels], one row at least."""

@@ -94,14 +94,14 @@ def test_the_sample_is_near_all_values_and_bounded(model, monkeypatch):
         assert sampled[name].sqnr_db == pytest.approx(whole[name].sqnr_db, abs=2)
 
 
-def test_a_long_calibration_keeps_batches_from_all_of_it():
-    """Not more than so many; each batch here is a number of its own."""
+def test_a_long_calibration_keeps_windows_from_all_of_it():
+    """Not more than so many; each window here is a number of its own."""
     groups = tap_watch._TapGroups(tap_watch.CrossHeadMinmaxObserver, {"group_id": torch.tensor([0, 1])})
     watch = tap_watch._create_watch("layers.0.x", "minmax", 8, {}, groups)
     for number in range(1, 1001):
         watch.update(torch.full((1, 1, 2), float(number)))
     kept = torch.cat(watch._samples)[:, 0]
-    assert tap_watch.GROUPED_BATCHES / 2 <= len(kept) <= tap_watch.GROUPED_BATCHES
+    assert tap_watch.GROUPED_WINDOWS / 2 <= len(kept) <= tap_watch.GROUPED_WINDOWS
     assert kept[0] == 1 and kept[-1] > 900
     assert len((kept[1:] - kept[:-1]).unique()) == 1
 
@@ -130,7 +130,7 @@ def test_histograms_of_many_groups_have_fewer_bins(model, monkeypatch, budget, b
     assert histogram_bytes(calibrator) <= budget or bits == tap_watch.LEAST_MANTISSA
     assert histogram_bytes(calibrator) > budget / 8 or bits == tap_watch.GROUPED_MANTISSA
     for name, tap in calibrator.results().items():
-        assert tap.sqnr_db == pytest.approx(usual[name].sqnr_db, abs=0.1)
+        assert tap.sqnr_db == pytest.approx(usual[name].sqnr_db, abs=0.15)
 
 
 def test_only_observers_with_histograms_count_and_a_users_bits_go_first(model, monkeypatch):
