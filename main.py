@@ -1,14 +1,8 @@
 """Quantize a Mamba language model and measure it: `python main.py mamba-tiny --quantize --use_outlier_aware`."""
 
-import os
-
-# before torch is imported: a thread that waits spins for some ten microseconds, then gives up its core. To sleep at
-# once costs short ops a third of their speed, to spin on takes the core from a busy machine's other processes.
-if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in force
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 

@@ -6,8 +6,10 @@
     quamba.save(model, tokenizer, "pretrained_models/mamba-tiny-w8a8")
 
 Importing it also registers the checkpoint format, so that transformers' `from_pretrained` reads what `save` wrote.
+Imported before torch, it has OpenMP's threads wait briefly before they sleep: see `waiting`.
 """
 
+from . import waiting  # noqa: F401  (first: torch loads OpenMP)
 from .calibration import CalibrationResult, CalibrationText
 from .checkpoint import load
 from .checkpoint import save_quantized as save

@@ -1,13 +1,8 @@
 """`python -m quamba COMMAND`: a module of `commands` each."""
 
-import os
-
-# before torch is imported, as in main.py: a thread that waits spins only for a moment
-if "OMP_WAIT_POLICY" not in os.environ:  # a policy that the user chose stays in force
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import argparse
 import logging
+import os
 import sys
 
 from .commands import compare, compare_logs, diagnose, generate, observers, profile

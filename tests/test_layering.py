@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "quamba"
 # lowest first; modules of one layer may import each other
 LAYERS = [
-    ["errors", "borders", "scratch", "files", "folders", "folder_lock", "graphs", "positions", "text_config"],
+    ["waiting", "errors"],
+    ["borders", "scratch", "files", "folders", "folder_lock", "graphs", "positions", "text_config"],
     ["outputs"],
     ["registry", "plugins"],
     ["numerics", "scheme", "hadamard", "sampling", "text_stream"],

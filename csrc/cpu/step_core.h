@@ -5,8 +5,6 @@
 // Dims: B batch rows, H hidden, D d_inner. T: int8_t, or float at a_bits 16.
 #pragma once
 
-#include <memory>
-
 #include <omp.h>
 
 #include "step_layers.h"
@@ -29,7 +27,7 @@ inline ReadAhead read_ahead(const LinearWeights& weights, Range range) {
 template <typename T>
 struct StepThread {
   const int index, count;
-  SpinBarrier& barrier;
+  StepBarrier& barrier;
   Range rows, hidden, words;     // batch rows, outputs of out_proj and of the head
   LinearRows<T> input;
   std::vector<uint8_t> scratch;  // of the kernels
@@ -38,7 +36,7 @@ struct StepThread {
   ReadAhead next;                // what it reads after the next barrier
 
   Range outputs(int64_t n) const { return share(n, kOutputBlock, index, count); }
-  void wait() { barrier.wait(next); }
+  void wait() { barrier.wait(count, next); }
   void wait_before(ReadAhead ahead) {
     next = ahead;
     wait();
@@ -59,14 +57,16 @@ class StepCore {
   // Runs body(thread) on every thread.
   template <typename Body>
   void run(const Body& body) const {
-    std::unique_ptr<SpinBarrier> barrier;
-#pragma omp parallel num_threads(at::get_num_threads())
+    const auto start = StepClock::now();
+    int threads = step_crew().next(at::get_num_threads());
+    StepBarrier barrier;
+#pragma omp parallel num_threads(threads)
     {
-#pragma omp single
-      barrier = std::make_unique<SpinBarrier>(omp_get_num_threads());
-      Thread own = make_thread(omp_get_thread_num(), omp_get_num_threads(), *barrier);
+      Thread own = make_thread(omp_get_thread_num(), omp_get_num_threads(), barrier);
+      if (own.index == 0) threads = own.count;  // OpenMP may give fewer
       body(own);
     }
+    step_crew().took(threads, StepClock::now() - start, barrier.slept());
   }
 
   // in_proj's input.
@@ -142,7 +142,7 @@ class StepCore {
   }
 
  private:
-  Thread make_thread(int index, int count, SpinBarrier& barrier) const {
+  Thread make_thread(int index, int count, StepBarrier& barrier) const {
     Thread own{index, count, barrier, share(batch_, 1, index, count), {}, {}, LinearRows<T>(batch_, longest_),
                std::vector<uint8_t>(scratch_bytes(longest_)), std::vector<float>(longest_ + kHadamardPadding),
                std::vector<T>(longest_), {}};

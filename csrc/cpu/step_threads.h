@@ -1,11 +1,15 @@
 // The threads of a fused op: one parallel region for the whole op, with a barrier where they exchange results.
 //
-// A fork and join for each of the hundreds of small phases of a token would cost more than the phases themselves.
+// A fork and join for each of the hundreds of small phases of a token would cost more than the phases themselves. But
+// where another process has the core of one thread, all of them wait for its turn, hundreds of times a token: who waits
+// for long sleeps, so that its core can take the thread that is late, and the next tokens take fewer threads.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 
 namespace quamba::cpu {
@@ -28,28 +32,47 @@ class ReadAhead {
   const char* end_ = nullptr;
 };
 
-class SpinBarrier {
- public:
-  explicit SpinBarrier(int threads) : threads_(threads) {}
+using StepClock = std::chrono::steady_clock;
 
-  // Phases are microseconds long, so a waiting thread spins; it gives up its core only when another process seems to
-  // have taken that of the thread it waits for. While it waits it fetches what it reads next.
-  void wait(ReadAhead& next) {
+class StepBarrier {
+ public:
+  // `threads`: how many meet, the same at every call. Phases are microseconds long, so a waiting thread spins, and
+  // fetches what it reads next; it sleeps only when another process seems to have the core of the thread it waits for.
+  void wait(int threads, ReadAhead& next) {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
+#if defined(__cpp_lib_atomic_wait)
+      phase_.notify_all();
+#endif
       return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (phase_.load(std::memory_order_acquire) != phase) return;
       next.fetch();
-      if (spins < kSpins) relax();
-      else std::this_thread::yield();
+      relax();
     }
+    sleep(phase);
   }
 
+  // How long threads slept, added up; not at the first barrier, which a thread reaches that has just been woken.
+  StepClock::duration slept() const { return StepClock::duration(slept_.load(std::memory_order_relaxed)); }
+
  private:
-  static constexpr int kSpins = 1000;
+  static constexpr int kSpins = 4000;  // a tenth of a millisecond: a few percent of what a scheduler gives a process
+
+  void sleep(uint32_t phase) {
+    const auto start = StepClock::now();
+    while (phase_.load(std::memory_order_acquire) == phase) {
+#if defined(__cpp_lib_atomic_wait)
+      phase_.wait(phase, std::memory_order_acquire);
+#else
+      std::this_thread::yield();  // before C++20
+#endif
+    }
+    if (phase > 0) slept_.fetch_add((StepClock::now() - start).count(), std::memory_order_relaxed);
+  }
 
   static void relax() {
 #if defined(__x86_64__)
@@ -57,10 +80,52 @@ class SpinBarrier {
 #endif
   }
 
-  const int threads_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<StepClock::rep> slept_{0};
 };
+
+// How many threads a step takes: all, until one is late for a good part of a step; then one less, and so on. After some
+// steps one more is tried, and after twice as many where that one is late again. Of a process: its steps share the cores.
+class StepCrew {
+ public:
+  int next(int most) {
+    const std::lock_guard lock(mutex_);
+    if (absent_ > 0 && --patience_ < 0) {
+      --absent_;
+      trying_ = true;
+      patience_ = rest_;
+    }
+    absent_ = std::min(absent_, most - 1);
+    return most - absent_;
+  }
+
+  // What became of a step on that many threads: the time it took, and how long they slept, added up.
+  void took(int threads, StepClock::duration time, StepClock::duration slept) {
+    if (threads == 1) return;
+    const std::lock_guard lock(mutex_);
+    const bool late = slept > (threads - 1) * time / kLate;  // all others sleep while one is late
+    if (late) {
+      ++absent_;
+      rest_ = trying_ ? std::min(2 * rest_, kMostRest) : kLeastRest;
+      patience_ = rest_;
+    }
+    trying_ = false;
+  }
+
+ private:
+  static constexpr int kLate = 4, kLeastRest = 8, kMostRest = 256;
+
+  std::mutex mutex_;
+  int absent_ = 0;                              // threads that steps do without
+  int rest_ = kLeastRest, patience_ = kLeastRest;  // steps until one more is tried: from the last time on, from now on
+  bool trying_ = false;
+};
+
+inline StepCrew& step_crew() {
+  static StepCrew crew;
+  return crew;
+}
 
 struct Range {
   int64_t begin, end;
