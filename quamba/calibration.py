@@ -169,7 +169,8 @@ class CalibrationResult:
             if fields.pop("format_version") == FORMAT_VERSION:
                 taps = {name: TapResult(**tap) for name, tap in fields.pop("taps").items()}
                 result = cls(taps=taps, **fields)
-                result.channel_orders()  # raises where the file holds something else
+                for read in (result.describe, result.channel_orders, result.scales):
+                    read()  # raises where the file holds something else
                 return result
         except (
             QuambaError,
@@ -177,8 +178,10 @@ class CalibrationResult:
             KeyError,
             TypeError,
             AttributeError,
-            ValueError,
-        ) as error:  # ValueError: no text, no JSON
+            ValueError,  # no text, no JSON
+            IndexError,
+            RuntimeError,  # of a tensor that cannot be made, and too deep JSON
+        ) as error:
             raise QuambaError(f"{path} is not a calibration result: {error}") from error
         raise QuambaError(f"calibration {path} was written by another version of quamba: calibrate again")
 

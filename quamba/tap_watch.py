@@ -65,7 +65,11 @@ class TapResult:
             raise ValueError(f"{figures} hold something else than finite numbers")
         if self.group_id is not None:
             groups = torch.tensor(self.group_id)
-            if groups.dtype != torch.int64 or not torch.equal(groups.unique(), torch.arange(len(scales))):
+            if (
+                not isinstance(self.scale, list)
+                or groups.dtype != torch.int64
+                or not torch.equal(groups.unique(), torch.arange(len(scales)))
+            ):
                 raise ValueError(f"the groups of channels do not fit {len(scales)} scales")
 
     def scales(self) -> Tensor:

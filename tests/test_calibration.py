@@ -329,6 +329,10 @@ def damaged(fields: dict) -> dict:
         "groups that are left out": with_tap(scale=[1.0, 2.0], group_id=[0, 0, 0]),
         "groups that are no rectangle": with_tap(scale=[1.0, 2.0], group_id=[[0, 1], [1]]),
         "groups by name": with_tap(scale=[1.0, 2.0], group_id="best"),
+        "groups of objects": with_tap(scale=[1.0], group_id=[{}]),
+        "groups of one scale that is no list": with_tap(scale=1.0, group_id=[0]),
+        "a text that is a name": json.dumps(fields | {"text": "wikitext2"}).encode(),
+        "a text that is a number": json.dumps(fields | {"text": 1}).encode(),
         "no orders": json.dumps(fields | {"orders": [1]}).encode(),
         "an order of no layer": json.dumps(fields | {"orders": {"first": {}}}).encode(),
         "an order that is none": json.dumps(
@@ -364,7 +368,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(model, windows, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(QuambaError, match="cannot write the calibration result"):
+    with pytest.raises(QuambaError, match=r"cannot write .*calibration"):
         run(model, windows).save(tmp_path / "file" / "calibration.json")
 
 
