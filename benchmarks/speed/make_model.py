@@ -62,8 +62,8 @@ def random_model(shape: Shape) -> PreTrainedModel:
 
 
 def stand_in_tokenizer() -> PreTrainedTokenizerFast:
-    """A checkpoint has a tokenizer; nothing here is text."""
-    tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
+    """A checkpoint has a tokenizer, of a token at least that is no special one; nothing here is text."""
+    tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "word": 1}, unk_token="<|endoftext|>"))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
