@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import QuambaError
 from .files import replace_atomically
 from .text_sources import text_sha256
 
@@ -154,5 +155,5 @@ def _write(path: Path, text: TokenizedText) -> None:
     try:
         with replace_atomically(path) as temporary:
             save_file({"tokens": tokens, "lengths": text.lengths}, temporary, {"sha256": _sha256(tokens, text.lengths)})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, QuambaError) as error:
         logger.warning("cannot keep the tokens of the text in %s (%s): set %s", path.parent, error, VARIABLE)
