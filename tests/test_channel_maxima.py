@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from quamba.channel_maxima import ChannelMaxima, collect_channel_maxima
 from quamba.errors import QuambaError
@@ -49,8 +50,8 @@ def tables() -> list[torch.Tensor]:
 
 
 def fake_model(tables: list[torch.Tensor]) -> SimpleNamespace:
-    backbone, config = FakeBackbone(tables), SimpleNamespace(num_hidden_layers=len(tables))
-    return SimpleNamespace(backbone=backbone, base_model=backbone, config=config)
+    backbone, config = FakeBackbone(tables), PreTrainedConfig(num_hidden_layers=len(tables))
+    return SimpleNamespace(backbone=backbone, base_model=backbone, config=config, get_decoder=lambda: backbone)
 
 
 def hooks(model) -> int:

@@ -1,4 +1,4 @@
-"""Perplexity of a Mamba that reads its text token by token, as when it generates: with the states that it keeps.
+"""Perplexity of a model that reads its text token by token, as when it generates: with the states that it keeps.
 
 Dims: B windows of a batch, n tokens of a window, V vocabulary.
 """
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..decoder import Decoder
 from ..model_state import in_eval_mode
 from ..positions import check_positions
+from ..text_config import text_config
 from .perplexity import SEQLEN, PerplexityResult, Window, check_windows, equal_batches, perplexity_of
 
 
@@ -29,15 +30,15 @@ def stepwise_perplexity(
 
     `windows`: int64 [n] each, as for `perplexity`; those of equal length are decoded side by side. A float model's
     mixers are replaced by ours (see `Decoder`). Raises QuambaError as `perplexity` does, and for a model without a
-    decoder here.
+    cache.
     """
     windows = list(windows[:max_windows])
     check_windows(windows)
     check_positions(model.config, max(len(window) for window in windows), SEQLEN)
-    decoder, window_nll = Decoder(model), []
+    decoder, window_nll, vocab_size = Decoder(model), [], text_config(model).vocab_size
     bar = tqdm(total=len(windows), desc="perplexity, by token", unit="window", disable=not progress)
     with in_eval_mode(model), bar:
-        for tokens, _ in equal_batches([Window(window) for window in windows], batch_size, model.config.vocab_size):
+        for tokens, _ in equal_batches([Window(window) for window in windows], batch_size, vocab_size):
             window_nll.extend(_mean_nll(decoder, tokens.to(model.device)).tolist())
             bar.update(len(tokens))
     return perplexity_of(np.array(window_nll), np.array([len(window) - 1 for window in windows]))
