@@ -5,19 +5,18 @@
 The floor is the float32 matrix products: the measured rate of one large product of the same machine and run.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import quamba.waiting  # noqa: F401  (before torch: it sets how OpenMP's threads wait)
+
+# isort: split
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from quamba.calibration import calibrate
 from quamba.convert import install_float_mixers
 from quamba.quantize import transform

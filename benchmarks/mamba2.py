@@ -7,18 +7,16 @@ The states are read token by token (128 tokens of a window), the rest as whole w
 also writes a figure beside this file.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import quamba  # before torch: it sets how OpenMP's threads wait
+
+# isort: split
 import torch
 
-import quamba
 from quamba.calibration import default_text
 from quamba.convert import install_float_mixers
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text

@@ -4,10 +4,6 @@ Everything that was measured is kept in --work DIR, a file per run, so that an i
 Taps are quantized in a float model (weights float) unless a part is called `int8`, where the real kernels run.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import dataclasses
 import json

@@ -3,10 +3,6 @@
 `python benchmarks/observers.py` makes the README's table; benchmarks/observer_study.py asks why.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import sys
 from pathlib import Path

@@ -5,10 +5,6 @@
 Weights are rounded to nearest, observers are the defaults; every scheme is measured on the same windows and items.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import sys
 from pathlib import Path

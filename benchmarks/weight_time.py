@@ -6,19 +6,17 @@
 Nothing is measured but what rounding takes: 4 bits, groups of 128, windows of 512 random tokens, in this process.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import quamba  # before torch: it sets how OpenMP's threads wait
+
+# isort: split
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import quamba
 from benchmarks.speed.make_model import random_model
 from benchmarks.speed.shapes import SHAPES
 from quamba.weights.method import METHODS, NEAREST, WeightMethod

@@ -9,10 +9,6 @@ and range of the ratio to float over the calibration seeds, 0, 1 and 2. The rows
 --resume measures those that are missing.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in main.py
-
 import argparse
 import itertools
 import json

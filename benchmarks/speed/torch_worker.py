@@ -5,6 +5,10 @@ Dims: B sequences, L prompt tokens, V vocabulary.
 
 import sys
 
+if sys.argv[1:2] == ["quamba"]:
+    import quamba  # before torch, as its users do: it sets how OpenMP's threads wait
+
+# isort: split
 import numpy as np
 import torch
 import transformers
@@ -16,7 +20,6 @@ class QuambaModel:
     """A checkpoint, float or quantized, in quamba's decoder."""
 
     def __init__(self, path: str):
-        import quamba
         from quamba.decoder import Decoder
 
         model, _ = quamba.load(path)
@@ -79,8 +82,6 @@ def main() -> None:
     """Serves the system that the argument names."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if sys.argv[1] == "quamba":
-        import quamba  # before the greeting, which reports the memory that the import took
-
         serve(load_quamba, versions | {"quamba": quamba.__version__})
     else:
         serve(load_transformers, versions)

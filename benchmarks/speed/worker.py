@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LOG_LINES = 5
+WAITING = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
 class WorkerError(RuntimeError):
@@ -14,13 +15,19 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """One process that serves one system; `greeting` holds its versions and what its imports take in memory."""
+    """One process that serves one system; `greeting` holds its versions and what its imports take in memory.
 
-    def __init__(self, name: str, command: list[str], log: Path, threads: int):
+    Its OpenMP threads wait as the system has them by default, whatever the driver's do, or as `variables`, added to its
+    environment, say.
+    """
+
+    def __init__(self, name: str, command: list[str], log: Path, threads: int, variables: dict[str, str] | None = None):
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name, self.log = name, log
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        environment.pop("OMP_WAIT_POLICY", None)  # the default of every system: spin for a moment, then sleep
+        for variable in WAITING:
+            environment.pop(variable, None)
+        environment |= variables or {}
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command,

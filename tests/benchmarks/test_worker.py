@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks.speed.worker import Worker, WorkerError
+from benchmarks.speed.worker import WAITING, Worker, WorkerError
 
 STAND_IN = """
 import numpy as np
@@ -49,6 +49,15 @@ def test_a_refused_request_names_the_system_and_leaves_it_running(worker):
     with pytest.raises(WorkerError, match="stand-in: FileNotFoundError: absent"):
         worker.ask("load", path="absent", scheme="x", threads=1)
     assert worker.ask("resident")["resident_bytes"] > 1e6
+
+
+@pytest.mark.parametrize("variables", [{}, {"GOMP_SPINCOUNT": "7"}])
+def test_how_its_threads_wait_is_its_own_matter_or_said_for_it(variables, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")  # as a driver has it that imports the package
+    code = f"import json, os; print(json.dumps({{name: os.environ.get(name) for name in {WAITING}}}))"
+    with Worker("stand-in", [sys.executable, "-c", code], tmp_path / "log", 1, variables) as started:
+        assert started.greeting == dict.fromkeys(WAITING) | variables
 
 
 def test_a_worker_that_dies_is_reported_with_its_last_words(tmp_path):
