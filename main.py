@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 import quamba
@@ -22,6 +21,7 @@ from quamba.checkpoint import (
     save_dequantized,
 )
 from quamba.commands import hybrid_options, run_outputs, run_texts
+from quamba.commands.console import Console
 from quamba.commands.failures import Failures, drop_standard_output, exit_status
 from quamba.commands.run_report import report_lines
 from quamba.commands.weight_options import given_weight_options, weight_method

@@ -84,6 +84,8 @@ def group_parameters(weight: Tensor, group_size: int, bits: int = GROUP_BITS) ->
     low, high = padded.unflatten(-1, (groups, group_size)).aminmax(dim=-1)  # [..., G]
     scale, _ = asymmetric_parameters(low, high, bits)
     if scale.numel() and (largest := float(scale.max())) > FLOAT16_MAX:
+        if largest == float("inf"):
+            raise QuambaError("a weight holds NaN or infinity, or is too large for float32")
         raise QuambaError(f"a group of weights needs the scale {largest:.3g}, and float16 ends at {FLOAT16_MAX:g}")
     scale = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).to(torch.float16)
     qmin, qmax = integer_range(bits, symmetric=False)

@@ -54,9 +54,9 @@ def check_space(sizes: Mapping[Output, int]) -> None:
     for output in sizes:
         by_disk.setdefault(os.stat(_existing_parent(output.resolved)).st_dev, []).append(output)
     for outputs in by_disk.values():
-        free = shutil.disk_usage(_existing_parent(outputs[0].resolved)).free
-        needed = sum(sizes[output] for output in outputs)
-        if needed > free:
+        usage = shutil.disk_usage(_existing_parent(outputs[0].resolved))
+        needed, free = sum(sizes[output] for output in outputs), usage.free
+        if usage.total and needed > free:  # a file system that knows no sizes says 0 of both
             named = " and ".join(f"{output.option} {output.path}" for output in outputs)
             raise QuambaError(
                 f"{named}: {needed / 1e6:.1f} MB are to be written, and {free / 1e6:.1f} MB are free on that disk: "

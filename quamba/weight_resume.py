@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from .errors import QuambaError
 from .files import replace_atomically, write_text_atomically
 from .folder_lock import lock_folder
+from .scratch import scratch_folders
 from .tensor_checks import check_finite
 from .weights.rounded import RoundedWeight
 
@@ -107,6 +109,9 @@ class ResumeFolder:
     def _remove_files(self) -> None:
         for file in [file for pattern in PATTERNS for file in self.path.glob(pattern)]:
             file.unlink(missing_ok=True)
+        if self._lock is not None:  # no other run writes here: what is left is of runs that were killed
+            for scratch in scratch_folders(self.path):
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _require_same(self, run: dict) -> None:
         try:

@@ -71,7 +71,6 @@ def test_every_tap_is_known_and_those_per_token_are_everyones():
     [
         ({"conv_kernel": 17}, "conv_kernel 17 has no kernels: up to 16"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' has no kernels"),
-        ({"hidden_size": 36}, "no Hadamard rotation of size 72"),
     ],
 )
 def test_what_has_no_kernels_is_refused(tiny_ssm, sizes, message):

@@ -227,12 +227,9 @@ def test_the_other_commands_take_such_models(tiny, family, capsys):
         (["--hybrid_blocks", "--hybrid_blocks_config", "none.json"], "cannot read none.json"),
         (["--hybrid_blocks", "--hybrid_blocks_config", "text.txt"], "text.txt is no JSON"),
         (["--hybrid_search", "2"], "the budget 2 is too small: with every layer at the smallest of w4a8, w8a8"),
-        (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt/a.json"], "cannot write to text.txt"),
-        (
-            ["--hybrid_search", "10", "--hybrid_blocks_config", "."],
-            ". is a folder: name the file that the search writes",
-        ),
-        (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt"], "text.txt was not written by a search"),
+        (["--hybrid_search", "10", "--hybrid_blocks_config", "text.txt/a.json"], "text.txt/a.json: Not a directory"),
+        (["--hybrid_search", "10", "--hybrid_blocks_config", "."], ". is a folder: name a file"),
+        (["--hybrid_search", "10", "--hybrid_blocks_config", "notes.txt"], "notes.txt was not written by a search"),
         (["--hybrid_search", "10", "--group_heads"], "group_heads is for Mamba2"),
         (["--hybrid_search", "10", "--w_bits", "4"], "--w_bits 4 does nothing where layers have schemes of their own"),
         (["--quantize_embedding", "--embedding_bits", "0"], "embedding_bits are 3, 4 or 8, not 0"),
@@ -242,6 +239,7 @@ def test_the_other_commands_take_such_models(tiny, family, capsys):
 )
 def test_a_mistake_is_one_line_before_anything_is_measured(tiny, capsys, monkeypatch, options, message):
     monkeypatch.setattr(main, "measure", None)
+    Path("notes.txt").write_text("the user's own")
     read = ["--quantize"] if "--a_bits" in options else QUANTIZE  # weights alone need no text
     told = fails(capsys, [*tiny, *read, *options])
     assert message in told

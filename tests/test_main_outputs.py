@@ -56,7 +56,7 @@ def test_outputs_that_cannot_be_are_refused_before_the_model_is_loaded(tiny, cap
 
 
 def test_too_little_room_is_told_before_the_work(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(0, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**9, 0, 1000))
     monkeypatch.setattr(main, "measure", lambda *_: pytest.fail("measured"))
     assert "0.0 MB are free on that disk" in fails(capsys, [*tiny, *SAVE])
 

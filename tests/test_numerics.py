@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quamba import numerics, ops
+from quamba.errors import QuambaError
 
 FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
 SPECIAL = [0.0, -0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, 128.0, -128.5, -129.0, 1e-45, -1e-45, 1e38, -1e38]
@@ -154,12 +155,20 @@ def test_a_zero_point_belongs_to_the_rounded_scale():
     assert zero == 7 == torch.round(15.125 / scale.float())
 
 
-@pytest.mark.parametrize("magnitude", [0.0, 1e-12, 1e9])
+@pytest.mark.parametrize("magnitude", [0.0, 1e-12, 9e5])
 def test_scales_stay_within_float16(magnitude):
     scale, zero = numerics.group_parameters(torch.full((1, 8), magnitude), 8)
     assert scale.isfinite().all()
     assert (scale > 0).all()
     assert zero.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "message"), [(1e9, "needs the scale 6.67e\\+07"), (float("inf"), "NaN or infinity")]
+)
+def test_a_scale_that_float16_cannot_hold_is_refused(magnitude, message):
+    with pytest.raises(QuambaError, match=message):
+        numerics.group_parameters(torch.full((1, 8), magnitude), 8)
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=70), st.sampled_from([4, 32]))

@@ -80,7 +80,7 @@ def test_what_is_read_is_not_replaced(path, kind):
 
 
 def test_more_than_is_free_on_a_disk_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(0, 0, 5_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**9, 0, 5_000_000))
     a, b = output("--a", "new/a", FOLDER), output("--b", "b", FOLDER)
     check_space({a: 2_000_000, b: 3_000_000})
     with pytest.raises(QuambaError, match=r"--a new/a and --b b: 5\.5 MB are to be written, and 5\.0 MB are free"):

@@ -54,7 +54,7 @@ def logits(model, tokens) -> torch.Tensor:
 
 def near(model) -> float:
     """How far 8 bits may lead a tiny model's logits astray, as a share of their norm."""
-    return {"mamba": 0.03, "mamba2": 0.06}[model.config.model_type]
+    return {"mamba": 0.03, "mamba2": 0.07}[model.config.model_type]
 
 
 def relative_error(actual, expected) -> float:

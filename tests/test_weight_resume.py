@@ -169,6 +169,8 @@ def test_what_a_killed_run_was_writing_goes_too(tmp_path):
         folder.start({})
         for name in (".layers-00004.a1b2c3d4.safetensors", ".hidden.a1b2c3d4.safetensors", ".run.a1b2c3d4.json"):
             (folder.path / name).write_bytes(b"half")
+        (folder.path / ".quamba-before-a-reboot" / "new").mkdir(parents=True)
+        (folder.path / ".quamba-before-a-reboot" / "new" / "hidden.safetensors").write_bytes(b"half")
         folder.discard()
         assert not folder.path.exists()
 

@@ -106,9 +106,9 @@ class QuambaQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **_) -> None:
         recipe = QuantizationRecipe.from_dict(self.quantization_config.recipe)
         build_skeleton(model, recipe, self.quantization_config.flat)
-        files = [Path(file) for file in checkpoint_files or []]
+        files = self._files = [Path(file) for file in checkpoint_files or []]
         self._folder = files[0].parent if files else None
-        self._generation = self._folder and generation(self._folder)
+        self._generation = self._files and self._stamp()
         if self._folder:
             verify_config(self._folder)
             self._require_unchanged()
@@ -131,10 +131,14 @@ class QuambaQuantizer(HfQuantizer):
         """Raises QuambaError where the config is not the one beside the weights, or these are others than before."""
         recorded = read_config(self._folder).get("quantization_config") or {}
         ours = (recorded.get("sha256") or {}) == self.quantization_config.sha256
-        if not ours or generation(self._folder) != self._generation:
+        if not ours or self._stamp() != self._generation:
             raise QuambaError(
                 f"{self._folder} was replaced while it was read, or is read with another model's config: load it again"
             )
+
+    def _stamp(self) -> dict[str, tuple[int, ...]] | None:
+        """What changes with the files that are read here; others may come meanwhile, as a download goes on."""
+        return generation(self._folder, {"config.json", *(file.name for file in self._files)})
 
     def update_weight_conversions(self, weight_conversions: list, model: PreTrainedModel) -> list:
         """None: the files have the names of the modules, whatever transformers calls float tensors in its own."""

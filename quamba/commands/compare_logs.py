@@ -4,14 +4,13 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from ..evaluate.log import items_path
 from ..study.compare_logs import compare_logs
 from ..study.log_table import to_dict, to_markdown
 from ..study.result_log import read_logs
 from ..study.saving import save_figure
 from .arguments import names, positive_int, seed, share
+from .console import Console
 from .failures import Failures
 from .output import check_command_outputs, write_report
 

@@ -4,14 +4,13 @@ import argparse
 import os
 import sys
 
-from rich.console import Console
-
 from ..checkpoint import load
 from ..errors import QuambaError
 from ..generate import Completion, generate_text
 from ..sampling import SamplingOptions
 from ..text_stream import StopStrings
 from .arguments import positive_int, seed
+from .console import Console
 
 NAME = "generate"
 HELP = "continue a prompt with a model, float or quantized, and stream the text"

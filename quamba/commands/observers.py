@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rich.console import Console
-
 from ..activations import (
     SYNTHETIC_SPREAD,
     TapActivations,
@@ -34,6 +32,7 @@ from ..study.report import TERMINAL_WIDTH, aggregate_sections, detail_section, v
 from ..study.strategies import BASELINE, Strategy, parse_strategies
 from ..study.verdict import EndToEnd, Rule, judge, verdict_dict
 from .arguments import names, positive_int, seed, share
+from .console import Console
 from .failures import Failures
 from .output import check_command_outputs, write_report
 

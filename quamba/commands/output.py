@@ -5,12 +5,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
-
 from ..data import TEXT_NAMES
 from ..errors import QuambaError
 from ..files import write_output
 from ..outputs import FILE, SHARED, Output, check_outputs
+from .console import Console
 
 KINDS = {"output": FILE, "plot": FILE, "json": FILE, "save_activations": SHARED}  # options of commands that are outputs
 STANDARD_OUTPUT = "-"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from ..positions import check_positions
 from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
 from ..text_config import text_config
 from .arguments import positive_int, seed
+from .console import Console
 from .failures import Failures
 from .output import STANDARD_OUTPUT, check_command_outputs
 

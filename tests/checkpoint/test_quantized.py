@@ -272,9 +272,15 @@ def test_a_failure_half_way_leaves_the_older_model(folder, build, tiny_tokenizer
 
 
 def test_a_failure_half_way_leaves_nothing_new(build, tiny_tokenizer, tmp_path, monkeypatch):
-    model = build()
-    monkeypatch.setattr(tiny_tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(QuambaError, match=r"cannot write to .*model: disk full"):
+    model, folders = build(), []
+
+    def save_pretrained(folder):
+        folders.append(folder)
+        if len(folders) > 1:  # the first is the one that it is tried in
+            raise OSError("disk full")
+
+    monkeypatch.setattr(tiny_tokenizer, "save_pretrained", save_pretrained)
+    with pytest.raises(QuambaError, match="the tokenizer cannot be saved: OSError: disk full"):
         quamba.save(model, tiny_tokenizer, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

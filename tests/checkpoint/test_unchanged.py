@@ -34,6 +34,42 @@ def test_what_was_replaced_in_the_middle_is_read_again(tmp_path):
     assert read == "twotwo"
 
 
+def test_what_belongs_to_no_checkpoint_may_grow_meanwhile(tmp_path):
+    path = tmp_path / "model"
+    write(path, "one")
+    (path / "nothing.json").symlink_to("nowhere")
+    log = (path / "train.log").open("w")
+    with log:
+        read = read_unchanged(path, lambda: content(path, lambda: print("step", file=log, flush=True)))
+    assert read == "oneone"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "vocab.txt"])
+def test_a_checkpoint_that_never_rests_is_told(tmp_path, name):
+    path, count = tmp_path / "model", iter(range(100))
+    write(path, "one")
+    with pytest.raises(QuambaError, match=f"was changed while it was read, {ATTEMPTS} times"):
+        read_unchanged(path, lambda: (path / name).write_text("." * next(count)))
+
+
+def test_a_file_that_is_downloaded_while_weights_are_read_changes_nothing(
+    tiny_mamba, tiny_tokenizer, tmp_path, monkeypatch
+):
+    """transformers fetches generation_config.json between the config and the weights."""
+    folder = tmp_path / "model"
+    quamba.save(build_quantized(tiny_mamba), tiny_tokenizer, folder)
+    stored = (folder / "generation_config.json").read_text()
+    (folder / "generation_config.json").unlink()
+
+    def verify(*arguments):
+        (folder / "generation_config.json").write_text(stored)
+        return verify_tensors(*arguments)
+
+    verify_tensors = quantized.verify_tensors
+    monkeypatch.setattr(quantized, "verify_tensors", verify)
+    assert AutoModelForCausalLM.from_pretrained(folder).config.quantization_config is not None
+
+
 def test_an_error_of_a_mixture_is_not_the_users(tmp_path):
     path, writes = tmp_path / "model", iter(["two"])
 
@@ -53,13 +89,6 @@ def test_an_error_of_a_folder_that_stays_is_raised(tmp_path):
         read_unchanged(tmp_path / "model", lambda: {}["x"])
     with pytest.raises(FileNotFoundError):
         read_unchanged(tmp_path / "none", lambda: content(tmp_path / "none"))
-
-
-def test_a_folder_that_never_rests_is_told(tmp_path):
-    path = tmp_path / "model"
-    write(path, "one")
-    with pytest.raises(QuambaError, match=f"was changed while it was read, {ATTEMPTS} times"):
-        read_unchanged(path, lambda: (path / "a").write_text("another writer, without a lock"))
 
 
 def test_a_writer_waits_for_a_reader_that_was_disturbed_once(tmp_path):

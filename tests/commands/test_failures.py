@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
+import main
 import quamba
+from quamba.commands.console import Console
 from quamba.commands.failures import INTERNAL, INTERRUPTED, MISTAKE, Failures, exit_status
 from quamba.errors import QuambaError
 
@@ -119,3 +121,21 @@ def test_a_reader_that_leaves_early_is_no_failure():
     ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_went_away_ends_nothing_that_is_left_to_do(monkeypatch):
+    """rich's own console would end the program."""
+    dropped, failures = [], Failures()
+    monkeypatch.setattr("quamba.commands.failures.drop_standard_output", lambda: dropped.append("failures"))
+    monkeypatch.setattr(main, "drop_standard_output", lambda: dropped.append("main"))
+    monkeypatch.setattr(main, "console", Console(file=ClosedPipe()))
+    main.say("a line")
+    with failures.collected():
+        Console(file=ClosedPipe()).print("a line")
+    failures.raise_any()
+    assert dropped == ["main", "failures"]
