@@ -1,7 +1,6 @@
 """The busy neighbour's benchmark, run with a tiny model: its processes, their environment, its table."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,21 +9,15 @@ import pytest
 
 from benchmarks import busy
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"hidden": 32, "layers": 1, "calibrated_layers": 1, "windows": 1, "seqlen": 8, "seconds": 0.01, "rounds": 1}
 TINY = [f"--{name}={value}" for name, value in (SIZES | {"threads": 1}).items()]
 
 
-def run(*options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "benchmarks/busy.py", *TINY, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_it_prints_a_line_for_each_way_to_wait():
+def test_it_prints_a_line_for_each_way_to_wait(monkeypatch, capfd):
     core = min(os.sched_getaffinity(0))
-    finished = run("--waits", "package", "--cores", str(core))
-    assert finished.returncode == 0, finished.stderr
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in finished.stdout.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["busy.py", *TINY, "--waits", "package", "--cores", str(core)])
+    busy.main()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capfd.readouterr().out.splitlines()]
     assert [line[:2] for line in lines[2:]] == [["package", "1"]]
     assert all(len(line) == len(lines[0]) == 8 for line in lines)
 
