@@ -89,8 +89,8 @@ def generate_text(
     sampling = sampling or SamplingOptions()
     stops, decoder = StopStrings(stop), Decoder(model)
     prompt_ids = encode_prompt(tokenizer, prompt)
-    length = len(prompt_ids) + max_new_tokens
-    check_positions(model.config, length, "the prompt's length plus max_new_tokens (--max_new_tokens)")
+    length = len(prompt_ids) + max_new_tokens - 1  # the last new token is not read
+    check_positions(model.config, length, "the prompt's length plus max_new_tokens (--max_new_tokens), less one,")
     end_ids = end_of_sequence_ids(model, tokenizer)
     text = IncrementalText(tokenizer, prompt_ids)
     return _without_dropout(model, _run(decoder, prompt_ids, end_ids, max_new_tokens, sampling, text, stops))

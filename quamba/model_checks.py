@@ -134,7 +134,7 @@ def _check_structure(model: PreTrainedModel) -> None:
     if lines:
         raise QuambaError(
             f"the tensors are not those of a {type(model).__name__} of this config; {'; '.join(lines)}"
-            f"{_claimed_method(model)}: merge adapters and remove parametrizations first, or correct the config"
+            f"{_claimed_method(model)}: merge adapters, remove added tensors, or correct the config"
         )
 
 

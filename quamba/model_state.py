@@ -4,11 +4,13 @@ Whatever changes a model in place enters these blocks around its work.
 """
 
 import copy
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .errors import QuambaError
@@ -23,9 +25,11 @@ def in_eval_mode(model: object) -> Iterator[None]:
     Modules that the block put into the model stay in eval mode: none of this package's differs between the two. What is
     no nn.Module has no mode.
     """
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    training = weakref.WeakSet(module for module in modules if module.training)  # what the block replaces is freed
     for module in training:
         module.training = False
+        del module
     try:
         yield
     finally:
@@ -56,31 +60,37 @@ def own_configs(model: PreTrainedModel) -> Iterator[None]:
     """
     memo: dict = {}
     held = [
-        (module, name, value)
+        (weakref.ref(module), name, value)  # what the block replaces is freed
         for module in model.modules()
         for name, value in vars(module).items()
         if isinstance(value, PreTrainedConfig | GenerationConfig)
     ]
     for module, name, value in held:
-        setattr(module, name, copy.deepcopy(value, memo))
+        setattr(module(), name, copy.deepcopy(value, memo))
     try:
         yield
     except BaseException:
         for module, name, value in held:
-            setattr(module, name, value)
+            if (there := module()) is not None:
+                setattr(there, name, value)
         raise
 
 
 class Original:
-    """The modules and parameters of a model, and the dtypes of those, until the values of its tensors change."""
+    """The modules and parameters of a model, until they are let go, and the dtypes of those that it still has."""
 
     def __init__(self, model: PreTrainedModel):
         self._model, self._tied_keys = model, getattr(model, "all_tied_weights_keys", None)
         self._places = [(part, dict(part)) for m in model.modules() for part in (m._modules, m._parameters)]
-        self.dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
+        self.dtypes = WeakIdKeyDictionary({parameter: parameter.dtype for parameter in model.parameters()})
         # a float32 copy can be cast back to every other dtype without loss
         self._wide: dict[Tensor, Tensor] = {p: p.data for p in self.dtypes if p.dtype == torch.float64}
-        self.values_changed = False
+        self.let_gone = False
+
+    def let_go(self) -> None:
+        """From here on nothing is put back: what the model drops is freed layer by layer, as it is replaced."""
+        self.let_gone = True
+        self._places, self._wide = [], {}
 
     def put_back(self) -> None:
         """Gives the model its modules and parameters again."""
@@ -94,7 +104,7 @@ class Original:
 
 @contextmanager
 def put_back_on_error(model: PreTrainedModel) -> Iterator[Original]:
-    """An error in the block, or an interruption, leaves the model as it was, unless `values_changed` was set before.
+    """An error in the block, or an interruption, leaves the model as it was, unless that was let go before.
 
     Then it is marked, and `require_whole` refuses it: its weights are neither the old ones nor the new ones.
     """
@@ -102,7 +112,7 @@ def put_back_on_error(model: PreTrainedModel) -> Iterator[Original]:
     try:
         yield original
     except BaseException:
-        if original.values_changed:
+        if original.let_gone:
             setattr(model, _UNFINISHED, True)
         else:
             original.put_back()

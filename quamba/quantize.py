@@ -168,7 +168,7 @@ def _rewrite(
     """Transforms, rounds, calibrates and converts the model in place."""
     dtype = model.dtype
     orders = _prepare(model, rounding, source, progress)
-    original.values_changed = bool(architecture_of(model) or rounding)  # else modules are swapped, no more
+    original.let_go()
     if architecture_of(model):
         transform(model, recipe.rotate_residual, orders)
         check_weight_ranges(model, recipe)

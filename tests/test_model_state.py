@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import LlamaForCausalLM
 import quamba
 from quamba import QuambaError, convert
 from quamba.checkpoint import recipe_of
-from quamba.layer_stack import final_norm
+from quamba.layer_stack import decoder_layers, final_norm
 from quamba.model_state import in_eval_mode, require_whole
 from quamba.weights.method import WeightMethod
 from tests.tiny_hybrids import tiny_bamba
@@ -166,16 +167,6 @@ def test_an_error_before_the_weights_change_leaves_the_model_as_it_was(build, dt
     quantize(model)
 
 
-def test_where_modules_are_swapped_alone_an_error_is_taken_back_at_any_time(monkeypatch):
-    model = tiny_llama(tie_word_embeddings=True).train()
-    before = snapshot(model)
-    monkeypatch.setattr(MODULE, "mark_quantized", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        quantize(model, "rtn", quantize_lm_head=True)
-    assert unchanged(before, model)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and model.all_tied_weights_keys
-
-
 @pytest.mark.parametrize("stage", [(MODULE, "transform"), (convert, "convert"), (MODULE, "mark_quantized")])
 def test_an_interruption_after_that_marks_the_model(stage, monkeypatch, tiny_tokenizer, tmp_path):
     model = tiny_mamba2()
@@ -203,3 +194,24 @@ def test_activations_that_are_not_finite_are_named_before_anything_changes(build
     with pytest.raises(QuambaError, match=r"^layers\.1 gives NaN or infinity on the calibration text"):
         quantize(model, scheme=scheme)
     assert unchanged(before, model)
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_mamba2], ids=["llama", "mamba2"])
+def test_float_weights_are_freed_as_they_are_replaced(build, monkeypatch):
+    """Of a large model memory would else hold all floats beside all integers."""
+    model = build()
+    weights = [weakref.ref(module.weight) for layer in decoder_layers(model) for module in linears(layer)]
+    alive = []
+
+    def looking(*arguments):
+        original(*arguments)
+        alive.extend(weight for weight in weights if weight() is not None)
+
+    original = convert.convert
+    monkeypatch.setattr(convert, "convert", looking)
+    quamba.quantize(model, None, "w8a16", progress=False)
+    assert len(weights) > len(alive) == 0
+
+
+def linears(layer) -> list[torch.nn.Linear]:
+    return [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]

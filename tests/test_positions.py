@@ -23,6 +23,8 @@ from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama
 
 WINDOWS = torch.randint(1, 50, (2, 17), generator=torch.Generator().manual_seed(0))
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 TOO_LONG = "is 17, and this model .* has positions for 16 tokens .*: give at most 16"
 
 
@@ -30,6 +32,8 @@ TOO_LONG = "is 17, and this model .* has positions for 16 tokens .*: give at mos
     ("config", "positions"),
     [
         (LlamaConfig(max_position_embeddings=24), 24),
+        (LlamaConfig(max_position_embeddings=24, rope_parameters={**YARN, "rope_theta": 1e4}), 96),
+        (LlamaConfig(max_position_embeddings=24, rope_parameters={**DYNAMIC, "rope_theta": 1e4}), 48),
         (GPT2Config(n_positions=32), 32),
         (Gemma3Config(text_config={"max_position_embeddings": 40}), 40),  # of the text part, not of the images'
         (GraniteMoeHybridConfig(position_embedding_type="rope", max_position_embeddings=48), 48),
@@ -64,8 +68,10 @@ def test_no_token_is_decoded_beyond_the_positions(tiny_tokenizer):
     model = tiny_bamba(max_position_embeddings=16)
     with pytest.raises(QuambaError, match=TOO_LONG):
         stepwise_perplexity(model, WINDOWS, progress=False)
-    with pytest.raises(QuambaError, match=r"max_new_tokens\) is 17"):
-        generate_text(model, tiny_tokenizer, "w1 w2", max_new_tokens=15)
+    with pytest.raises(QuambaError, match=r"max_new_tokens\), less one, is 17"):
+        next(generate_text(model, tiny_tokenizer, "w1 w2", max_new_tokens=16))
+    *_, last = generate_text(model, tiny_tokenizer, "w1 w2", max_new_tokens=15)  # which is not read again
+    assert isinstance(last, str)
 
 
 def test_evaluation_takes_the_positions_where_no_length_is_given_and_refuses_more(tiny_tokenizer, tmp_path):

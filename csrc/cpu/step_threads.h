@@ -42,7 +42,7 @@ class StepBarrier {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
+      phase_.store(phase + 1, std::memory_order_seq_cst);  // before notify_all looks for threads that sleep
 #if defined(__cpp_lib_atomic_wait)
       phase_.notify_all();
 #endif
@@ -109,6 +109,8 @@ class StepCrew {
       ++absent_;
       rest_ = trying_ ? std::min(2 * rest_, kMostRest) : kLeastRest;
       patience_ = rest_;
+    } else if (trying_) {
+      rest_ = patience_ = kLeastRest;  // it is there again: the next one is tried as soon
     }
     trying_ = false;
   }

@@ -7,13 +7,16 @@
 using namespace quamba::cpu;
 using namespace std::chrono_literals;
 
-// Steps of four threads, of which one is late as long as more than `there` take part; prints the size of each crew.
+// One step of at most that many threads, of which one is late as long as more than `there` take part: its threads.
+int step(StepCrew& crew, int most, int there) {
+  const int threads = crew.next(most);
+  crew.took(threads, 1ms, threads > there ? (threads - 1) * 900us : 0us);
+  return threads;
+}
+
+// Steps of four threads; prints the size of each crew.
 void steps(StepCrew& crew, int there, int count) {
-  for (int i = 0; i < count; ++i) {
-    const int threads = crew.next(4);
-    crew.took(threads, 1ms, threads > there ? (threads - 1) * 900us : 0us);
-    std::printf("%d", threads);
-  }
+  for (int i = 0; i < count; ++i) std::printf("%d", step(crew, 4, there));
   std::printf("\n");
 }
 
@@ -24,6 +27,12 @@ int main() {
   steps(crew, 4, 24);
   steps(crew, 1, 4);
   std::printf("%d\n", crew.next(1));
+
+  StepCrew large;
+  for (int i = 0; i < 3000; ++i) step(large, 16, 1);  // other load for long
+  int until = 1;
+  while (step(large, 16, 16) < 16) ++until;
+  std::printf("%d\n", until);
 
   const int threads = 8, rounds = 2000;
   StepBarrier barrier;
