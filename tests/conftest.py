@@ -48,6 +48,11 @@ def pytest_collection_modifyitems(config, items) -> None:
     items[:] = there
 
 
+def pytest_make_parametrize_id(val, argname: str) -> str | None:
+    """Bytes name no test: what a compressor wrote may hold the second in which it ran, and processes must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch):
     """What a test registers, and which plug-ins it loads, is forgotten after it."""

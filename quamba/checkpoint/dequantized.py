@@ -116,7 +116,7 @@ def empty_float_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedM
     del config.quantization_config
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    plain.generation_config = model.generation_config
+    plain.generation_config = copy.deepcopy(model.generation_config)
     return plain
 
 

@@ -11,7 +11,7 @@ from ..convert import install_float_mixers, is_supported
 from ..errors import QuambaError
 from .load_float import load_float
 from .quantized import METHOD, load_quantized
-from .resolve import Checkpoint, read_config, resolve_checkpoint
+from .resolve import Checkpoint, check_generation_config, read_config, resolve_checkpoint
 from .unchanged import read_unchanged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +39,7 @@ def load_checkpoint(
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     checkpoint = replace(checkpoint, config=read_config(checkpoint.path))  # as it is now
+    check_generation_config(checkpoint.path)
     if checkpoint.quantization_method == METHOD:
         return load_quantized(checkpoint, dtype)
     if checkpoint.quantization_method is not None:

@@ -108,13 +108,25 @@ def read_config(path: Path) -> dict:
     file = path / "config.json"
     if not file.is_file():
         raise QuambaError(f"{path} has no config.json: it is not the folder of a model")
+    return _read_object(file)
+
+
+def check_generation_config(path: Path) -> None:
+    """Raises QuambaError where generation_config.json, if there is one, is no JSON object: transformers passes over it
+    and generates by other rules without a word."""
+    file = path / "generation_config.json"
+    if file.is_file():
+        _read_object(file)
+
+
+def _read_object(file: Path) -> dict:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
         raise QuambaError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise QuambaError(f"{file} does not hold a JSON object")
-    return config
+    return found
 
 
 def download(hub_id: str, patterns: list[str]) -> Path:

@@ -202,8 +202,15 @@ class _Tasks(TaskManager):
             ) from error
 
 
-@lru_cache
-def _task_manager(include_path: str | None, include_defaults: bool) -> TaskManager:
+def _task_manager(include_path: str | Path | None, include_defaults: bool) -> TaskManager:
+    files = [] if include_path is None else sorted(path for path in Path(include_path).rglob("*") if path.is_file())
+    stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _indexed_tasks(include_path, include_defaults, stamps)
+
+
+@lru_cache(maxsize=4)
+def _indexed_tasks(include_path: str | Path | None, include_defaults: bool, _stamps: tuple) -> TaskManager:
+    """`_stamps`: what changes with the files of `include_path`, which are then indexed anew."""
     folders = [TASKS_DIR] if include_path is None else [TASKS_DIR, include_path]
     return _Tasks(include_path=folders, include_defaults=include_defaults)
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from quamba.checkpoint import resolve_checkpoint
-from quamba.checkpoint.resolve import HUB_IDS
+from quamba.checkpoint.resolve import HUB_IDS, check_generation_config
 from quamba.errors import QuambaError
 
 MODULE = "quamba.checkpoint.resolve"
@@ -169,3 +169,12 @@ def test_an_empty_name_is_not_the_working_directory(unreachable_hub):
 def test_paths_never_lead_into_the_embedded_checkpoints(unreachable_hub, name):
     with pytest.raises(QuambaError, match="was not found"):
         resolve_checkpoint(name)
+
+
+@pytest.mark.parametrize(("text", "message"), [("rubbish", "cannot be read"), ("[1]", "does not hold a JSON object")])
+def test_a_damaged_generation_config_is_named(tmp_path, text, message):
+    """transformers would generate by other rules without a word."""
+    check_generation_config(tmp_path)  # none is needed
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(QuambaError, match=rf"generation_config\.json {message}"):
+        check_generation_config(tmp_path)

@@ -8,7 +8,7 @@ import yaml
 from quamba.data import load_text
 from quamba.errors import QuambaError
 from quamba.evaluate import evaluate, text_windows
-from quamba.evaluate.lm_eval import load_tasks
+from quamba.evaluate.lm_eval import _task_manager, load_tasks
 
 TASK = {
     "task": "mine",
@@ -78,3 +78,11 @@ def test_tokens_beyond_the_embedding_are_told_before_the_work(write_task, tiny_m
     for measure in (text_windows, evaluate):
         with pytest.raises(QuambaError, match=f"text.txt has token {largest}, and the model's embedding 30 rows"):
             measure(model, tiny_tokenizer, [tmp_path / "text.txt"])
+
+
+def test_task_files_that_were_edited_are_read_again(tmp_path):
+    (tmp_path / "one.yaml").write_text("task: one\ndataset_path: json\n")
+    assert "one" in _task_manager(tmp_path, include_defaults=False).task_index
+    (tmp_path / "one.yaml").write_text("task: another\ndataset_path: json\n")
+    assert "another" in _task_manager(tmp_path, include_defaults=False).task_index
+    assert _task_manager(tmp_path, include_defaults=False) is _task_manager(tmp_path, include_defaults=False)
