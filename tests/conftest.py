@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("QUAMBA_CACHE", "off")  # tests leave the user's cache alone
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +61,14 @@ def own_registries(monkeypatch):
     monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
     yield
     registry.restore(before)
+
+
+@pytest.fixture(autouse=True)
+def own_log_level():
+    """The level of the package's log that a command sets is forgotten after its test."""
+    level = logging.getLogger("quamba").level
+    yield
+    logging.getLogger("quamba").setLevel(level)
 
 
 @pytest.fixture

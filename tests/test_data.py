@@ -194,7 +194,7 @@ def test_short_documents_alone_are_joined(caplog):
 
 
 def test_what_slices_are_taken_from_is_said(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="quamba")
     data.token_slices(numbered([40, 30]), WordTokenizer(), seqlen=30, count=1)
     data.token_slices(numbered([40, 10, 10]), WordTokenizer(), seqlen=30, count=1)
     assert [(record.levelname, record.message) for record in caplog.records] == [

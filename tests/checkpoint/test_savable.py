@@ -48,7 +48,7 @@ def test_what_transformers_would_not_write_is_told_before_a_byte_is_written(quan
 
 
 def test_too_little_room_is_told_with_both_numbers(quantized, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(0, 0, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**9, 0, 10))
     with pytest.raises(QuambaError, match=r"model: 0\.0 MB are to be written, and 0\.0 MB are free"):
         quamba.save(quantized, None, tmp_path / "model")
     assert not list(tmp_path.iterdir())
