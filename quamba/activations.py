@@ -25,6 +25,7 @@ from .errors import QuambaError
 from .files import replace_atomically, require_writable
 from .folder_lock import lock_folder
 from .histogram import MagnitudeHistogram, SignedHistogram
+from .nn.taps import split_tap_name, tap_name
 from .observer_base import finite_extremes
 from .scratch import scratch_folder
 
@@ -68,17 +69,6 @@ def synthetic_activations(seed: int, spread: float = SYNTHETIC_SPREAD) -> TapAct
     sign = 2.0 * torch.randint(0, 2, (SYNTHETIC_OUTLIERS,), generator=generator) - 1
     outliers = torch.arange(SYNTHETIC_NORMALS + SYNTHETIC_OUTLIERS) >= SYNTHETIC_NORMALS
     return TapActivations("synthetic", None, torch.cat([normal, sign * magnitude]), outliers=outliers)
-
-
-def tap_name(layer: int | None, tap: str) -> str:
-    """`layers.3.x`, or the tap's own name where it belongs to no layer: `head_in`."""
-    return tap if layer is None else f"layers.{layer}.{tap}"
-
-
-def split_tap_name(name: str) -> tuple[int | None, str]:
-    """`layers.3.x` -> (3, "x"); `head_in` -> (None, "head_in")."""
-    *prefix, tap = name.split(".")
-    return (int(prefix[-1]) if prefix else None), tap
 
 
 class ActivationRecorder:

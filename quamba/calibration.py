@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .activations import ActivationRecorder, split_tap_name
+from .activations import ActivationRecorder
 from .data import (
     EMBEDDED_MODELS,
     PLAIN_WIKITEXT,
@@ -27,6 +27,7 @@ from .data import (
 )
 from .errors import QuambaError
 from .files import write_text_atomically
+from .nn.taps import split_tap_name
 from .positions import check_positions, max_positions
 from .tap_watch import Calibrator, TapResult
 from .text_config import text_config

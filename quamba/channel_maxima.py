@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .activations import tap_name
 from .errors import QuambaError
 from .mamba_slots import mamba_slots
+from .nn.taps import tap_name
 from .observer import PerChannelMinmaxObserver
 
 TAP = "x"  # the output of convolution and SiLU

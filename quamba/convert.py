@@ -1,12 +1,13 @@
 """Puts our modules in the slots of a transformers model: float mixers, quantized modules, or an empty skeleton."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .activations import tap_name
 from .architectures import ARCHITECTURES, Architecture, architecture_of
 from .errors import QuambaError
 from .layer_stack import decoder_layers, final_norm
@@ -15,7 +16,7 @@ from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.linear import WeightOnlyLinear
 from .nn.module import FIRST_USE, QuantModule
 from .nn.norm import FinalNorm, PassThroughNorm
-from .nn.taps import STATE_TAP, static_taps
+from .nn.taps import STATE_TAP, static_taps, tap_name
 from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
 from .tying import state_tying, untie_embedding
 from .weight_sites import NORM_READERS
@@ -326,3 +327,16 @@ def restore_dtype(model: nn.Module, dtypes: Mapping[nn.Parameter, torch.dtype], 
     embedding = model.get_input_embeddings()
     if isinstance(embedding, QuantEmbedding) and not _is_float_between_blocks(model):
         embedding.dtype = dtype
+
+
+def quantized_bytes(model: PreTrainedModel, recipe: QuantizationRecipe) -> int:
+    """Bytes of the tensors that a checkpoint of a float model, once quantized, will hold.
+
+    Vectors of AWQ, which the recipe does not know yet, are not counted: a thousandth.
+    """
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    build_skeleton(empty, recipe)
+    saved = empty.state_dict().keys()
+    parameters = sum(parameter.numel() * model.dtype.itemsize for parameter in empty.parameters())
+    return parameters + sum(buffer.nbytes for name, buffer in empty.named_buffers() if name in saved)

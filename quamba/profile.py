@@ -1,16 +1,11 @@
 """How large a model is: in its files, in memory, and at the peak of what its process needs."""
 
-import copy
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
-from .convert import build_skeleton
-from .scheme import QuantizationRecipe
 
 KIBIBYTE = 1024
 # Linux, proc(5): writing 5 to the one resets the peak of resident memory that the other reports as VmHWM
@@ -34,19 +29,6 @@ def tensor_bytes(model: nn.Module) -> int:
 def float_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of a float model's tensors in another dtype, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-
-
-def quantized_bytes(model: PreTrainedModel, recipe: QuantizationRecipe) -> int:
-    """Bytes of the tensors that a checkpoint of a float model, once quantized, will hold.
-
-    Vectors of AWQ, which the recipe does not know yet, are not counted: a thousandth.
-    """
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    build_skeleton(empty, recipe)
-    saved = empty.state_dict().keys()
-    parameters = sum(parameter.numel() * model.dtype.itemsize for parameter in empty.parameters())
-    return parameters + sum(buffer.nbytes for name, buffer in empty.named_buffers() if name in saved)
 
 
 def checkpoint_bytes(directory: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import numerics
-from .activations import ActivationRecorder, split_tap_name
+from .activations import ActivationRecorder
 from .convert import tap_modules
 from .errors import QuambaError
 from .grouped_observer import (
@@ -28,7 +28,7 @@ from .grouped_observer import (
 from .histogram import SignedHistogram
 from .mamba_slots import mamba_slots
 from .nn.mamba2 import Mamba2Sizes
-from .nn.taps import STATE_TAP
+from .nn.taps import STATE_TAP, split_tap_name
 from .observer import Observer
 from .tap_observers import create_tap_observer
 from .transforms.clusters import ChannelOrder

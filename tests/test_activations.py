@@ -16,12 +16,11 @@ from quamba.activations import (
     TapActivations,
     check_recordable,
     open_activations,
-    split_tap_name,
     synthetic_activations,
-    tap_name,
 )
 from quamba.errors import QuambaError
 from quamba.histogram import SignedHistogram
+from quamba.nn.taps import split_tap_name, tap_name
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}  # -> type of the bits
 

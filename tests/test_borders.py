@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from quamba import borders
-from quamba.activations import split_tap_name
 from quamba.borders import foreign, is_memory_shortage, one_line
 from quamba.errors import QuambaError
+from quamba.nn.taps import split_tap_name
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..activations import (
-    SYNTHETIC_SPREAD,
-    TapActivations,
-    check_recordable,
-    open_activations,
-    synthetic_activations,
-    tap_name,
-)
+from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, open_activations, synthetic_activations
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from ..convert import check_transformable
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
+from ..nn.taps import tap_name
 from ..observer import observer_names
 from ..plugins import load_plugin
 from ..study.capture import capture

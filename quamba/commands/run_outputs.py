@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from ..activations import check_recordable
 from ..calibration import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
+from ..convert import quantized_bytes
 from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable
 from ..outputs import FOLDER, SHARED, Output, check_outputs, check_space
-from ..profile import float_bytes, quantized_bytes
+from ..profile import float_bytes
 from ..scheme import QuantizationRecipe
 from . import hybrid_options, run_texts
 

@@ -18,3 +18,14 @@ def static_taps(taps: Sequence[str], act: TensorSpec) -> tuple[str, ...]:
     if act == FLOAT:
         return ()
     return tuple(tap for tap in taps if act == STATIC or tap not in PER_TOKEN_TAPS)
+
+
+def tap_name(layer: int | None, tap: str) -> str:
+    """`layers.3.x`, or the tap's own name where it belongs to no layer: `head_in`."""
+    return tap if layer is None else f"layers.{layer}.{tap}"
+
+
+def split_tap_name(name: str) -> tuple[int | None, str]:
+    """`layers.3.x` -> (3, "x"); `head_in` -> (None, "head_in")."""
+    *prefix, tap = name.split(".")
+    return (int(prefix[-1]) if prefix else None), tap

@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import numerics
-from ..activations import TapActivations, tap_name
+from ..activations import TapActivations
 from ..errors import QuambaError
+from ..nn.taps import tap_name
 from ..quantile import exact_quantiles
 from .strategies import Strategy
 
