@@ -30,9 +30,9 @@ from benchmarks.speed.make_model import random_model
 from benchmarks.speed.shapes import SHAPES, VOCAB, Shape
 from quamba import QuambaError, ops
 from quamba.decoder import Decoder
-from quamba.files import write_text_atomically
 from quamba.graphs import RecordedStep
 from quamba.latency import TPOT, TTFT, Spread, random_prompt, time_run
+from quamba.storage.files import write_text_atomically
 from quamba.study.markdown import markdown_table
 from quamba.weights.method import WeightMethod
 

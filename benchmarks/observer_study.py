@@ -25,9 +25,9 @@ from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import EvaluationResult, compare
 from quamba.evaluate.compare import perplexity_ratio
 from quamba.evaluate.perplexity import PerplexityResult, perplexity
-from quamba.files import write_text_atomically
 from quamba.nn.mamba1 import TAPS
 from quamba.quantize import transform
+from quamba.storage.files import write_text_atomically
 from quamba.study.capture import capture
 from quamba.study.comparison import compare_strategies
 from quamba.study.fake_quantize import fake_quantized

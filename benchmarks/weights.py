@@ -24,7 +24,7 @@ from quamba.calibration import CalibrationText
 from quamba.data import evaluation_windows, load_text
 from quamba.evaluate.compare import paired_bootstrap
 from quamba.evaluate.perplexity import perplexity
-from quamba.files import write_output
+from quamba.storage.files import write_output
 from quamba.weights.method import WeightMethod
 from quamba.weights.rounding import FlipOptions
 

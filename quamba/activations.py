@@ -22,12 +22,12 @@ from torch import Tensor
 
 from .borders import foreign
 from .errors import QuambaError
-from .files import replace_atomically, require_writable
-from .folder_lock import lock_folder
 from .histogram import MagnitudeHistogram, SignedHistogram
 from .nn.taps import split_tap_name, tap_name
 from .observer_base import finite_extremes
-from .scratch import scratch_folder
+from .storage.files import replace_atomically, require_writable
+from .storage.folder_lock import lock_folder
+from .storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 

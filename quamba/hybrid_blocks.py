@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import QuambaError
-from .files import write_output
 from .scheme import SCHEMES
+from .storage.files import write_output
 
 DEFAULT = "default"  # key of the scheme that layers without one of their own take
 LAYERS, SEARCH = "layers", "search"  # keys of a file that a search wrote

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import QuambaError
-from .files import replace_atomically
+from .storage.files import replace_atomically
 from .text_sources import text_sha256
 
 logger = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import QuambaError
-from .files import replace_atomically, write_text_atomically
-from .folder_lock import lock_folder
-from .scratch import scratch_folders
+from .storage.files import replace_atomically, write_text_atomically
+from .storage.folder_lock import lock_folder
+from .storage.scratch import scratch_folders
 from .tensor_checks import check_finite
 from .weights.rounded import RoundedWeight
 

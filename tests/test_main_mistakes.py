@@ -148,7 +148,7 @@ def test_an_interrupted_run_ends_with_status_130_and_leaves_nothing(tiny, capsys
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quamba.folders.fsync_tree", interrupt)  # while it saves
+    monkeypatch.setattr("quamba.storage.folders.fsync_tree", interrupt)  # while it saves
     assert main.main([*tiny, *QUANTIZE, "--pretrained_dir", "models"]) == 130
     assert capsys.readouterr().err.endswith("main.py: interrupted\n")
     assert list(Path("models").iterdir()) == list(Path("logs").iterdir()) == []

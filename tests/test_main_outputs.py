@@ -11,6 +11,7 @@ import main
 import quamba
 from quamba import profile
 from quamba.activations import ActivationRecorder
+from tests.storage.test_outputs import USAGE
 from tests.test_main import (  # noqa: F401 (fixtures)
     QUANTIZE,
     VOCABULARY,
@@ -20,7 +21,6 @@ from tests.test_main import (  # noqa: F401 (fixtures)
     read_log,
     write_tiny,
 )
-from tests.test_outputs import USAGE
 
 SAVE = [*QUANTIZE, "--skip_float", "--pretrained_dir", "models"]
 

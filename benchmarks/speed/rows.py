@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from quamba.files import write_output
+from quamba.storage.files import write_output
 
 from .shapes import Case
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quamba.files import write_output
+from quamba.storage.files import write_output
 
 from . import growth, rows
 from .shapes import SHAPES, Case

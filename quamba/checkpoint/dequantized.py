@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import QuambaError
-from ..folders import replace_folder
 from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import QuantLinear
@@ -24,6 +23,7 @@ from ..nn.mamba1 import QuantMamba1Mixer
 from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.mixer import QuantMixer
 from ..nn.norm import PassThroughNorm
+from ..storage.folders import replace_folder
 from ..tensor_checks import check_finite
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks

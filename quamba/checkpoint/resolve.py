@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from ..borders import one_line
 from ..errors import QuambaError
-from ..folders import recover
+from ..storage.folders import recover
 from .unchanged import read_unchanged
 
 logger = logging.getLogger(__name__)

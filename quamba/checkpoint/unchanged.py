@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import QuambaError
-from ..folders import recover
-from ..scratch import locked
+from ..storage.folders import recover
+from ..storage.scratch import locked
 
 Result = TypeVar("Result")
 ATTEMPTS = 4

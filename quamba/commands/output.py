@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..data import TEXT_NAMES
 from ..errors import QuambaError
-from ..files import write_output
-from ..outputs import FILE, SHARED, Output, check_outputs
+from ..storage.files import write_output
+from ..storage.outputs import FILE, SHARED, Output, check_outputs
 from .console import Console
 
 KINDS = {"output": FILE, "plot": FILE, "json": FILE, "save_activations": SHARED}  # options of commands that are outputs

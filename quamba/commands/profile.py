@@ -16,10 +16,10 @@ from ..checkpoint import METHOD, Checkpoint, load_checkpoint, recipe_of, resolve
 from ..decoder import Decoder
 from ..errors import QuambaError
 from ..evaluate.log import environment
-from ..files import write_output
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 from ..positions import check_positions
 from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
+from ..storage.files import write_output
 from ..text_config import text_config
 from .arguments import positive_int, seed
 from .console import Console

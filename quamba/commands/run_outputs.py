@@ -14,9 +14,9 @@ from ..convert import quantized_bytes
 from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable
-from ..outputs import FOLDER, SHARED, Output, check_outputs, check_space
 from ..profile import float_bytes
 from ..scheme import QuantizationRecipe
+from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
 from . import hybrid_options, run_texts
 
 DEQUANTIZED, MODEL = "--save_dequantized", "--pretrained_dir"

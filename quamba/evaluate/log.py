@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
 from ..errors import QuambaError
-from ..files import output_target, write_text_atomically
-from ..scratch import locked
+from ..storage.files import output_target, write_text_atomically
+from ..storage.scratch import locked
 
 # torch's ops that a model may run beside ours, by the names that a reader knows them under
 FLOAT_OPS = {"mm": "linear", "addmm": "linear", "linear": "linear", "embedding": "embedding"}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import QuambaError
-from ..files import replace_atomically, require_writable_file
+from ..storage.files import replace_atomically, require_writable_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

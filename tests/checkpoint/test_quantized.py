@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import quamba
-from quamba import folders
 from quamba.checkpoint import quantized, recipe_of
 from quamba.checkpoint.verify import CONFIG_HASH, config_sha256, file_sha256
 from quamba.errors import QuambaError
+from quamba.storage import folders
 from tests.scheme_variants import TABLES, VARIANTS, quantize_variant
 
 IN_PROJ, IN_SCALE = "backbone.layers.0.mixer.in_proj.weight", "backbone.layers.0.mixer.in_proj.weight_scale"

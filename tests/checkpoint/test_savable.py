@@ -7,7 +7,7 @@ import pytest
 import quamba
 from quamba.checkpoint import save_dequantized
 from quamba.errors import QuambaError
-from tests.test_outputs import USAGE
+from tests.storage.test_outputs import USAGE
 
 
 @pytest.fixture

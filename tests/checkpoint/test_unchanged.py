@@ -11,7 +11,7 @@ import quamba
 from quamba.checkpoint import quantized
 from quamba.checkpoint.unchanged import ATTEMPTS, read_unchanged
 from quamba.errors import QuambaError
-from quamba.folders import replace_folder
+from quamba.storage.folders import replace_folder
 from tests.checkpoint.test_quantized import build_quantized, logits
 
 

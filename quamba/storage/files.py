@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import QuambaError
+from ..errors import QuambaError
 from .scratch import NEW, scratch_folder
 
 MAX_LINKS = 40  # as the kernel's

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from quamba import folders
 from quamba.errors import QuambaError
-from quamba.folders import exchange, recover, replace_folder
+from quamba.storage import folders
+from quamba.storage.folders import exchange, recover, replace_folder
 from tests import light_process
 
 

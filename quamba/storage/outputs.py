@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from .errors import QuambaError
+from ..errors import QuambaError
 from .files import output_target
 from .scratch import PREFIX
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import QuambaError
+from ..errors import QuambaError
 from .files import copy_permissions, fsync, fsync_tree
 from .scratch import ASIDE, NEW, locked, put_back, scratch_folder, scratch_folders
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.outputs import FILE, FOLDER, SHARED, Output, check_outputs, check_space
+from quamba.storage.outputs import FILE, FOLDER, SHARED, Output, check_outputs, check_space
 
 USAGE = namedtuple("usage", "total used free")
 

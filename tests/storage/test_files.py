@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from quamba import scratch
 from quamba.errors import QuambaError
-from quamba.files import (
+from quamba.storage import scratch
+from quamba.storage.files import (
     replace_atomically,
     require_writable,
     require_writable_file,
@@ -144,7 +144,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(odd_places, name, write):
 
 def test_the_standard_output_is_refused_though_the_shell_leads_it_to_a_file(tmp_path):
     """The rest of what the shell writes there would be lost with the file that is replaced."""
-    code = "from pathlib import Path; from quamba.files import write_output; write_output(Path('/dev/stdout'), 'x')"
+    code = "from pathlib import Path; from quamba.storage.files import write_output as w; w(Path('/dev/stdout'), 'x')"
     with (tmp_path / "out").open("w") as out:
         run = light_process.run(code, stdout=out, stderr=subprocess.PIPE)
     assert run.returncode == 1
@@ -196,7 +196,7 @@ def test_a_name_that_is_too_long_is_told(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from quamba.files import replace_atomically
+from quamba.storage.files import replace_atomically
 with replace_atomically(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)
