@@ -34,7 +34,7 @@ from quamba.hybrid_blocks import write_layer_schemes
 from quamba.hybrid_run import search_schemes
 from quamba.mamba_slots import mamba_layers
 from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
-from quamba.scheme import get_scheme
+from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.text_config import text_config
 from quamba.text_sources import data_dir_for

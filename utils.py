@@ -17,7 +17,7 @@ from quamba.commands.run_texts import TEXT_OPTIONS, calibrates
 from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.head_groups import HeadGroups
 from quamba.nn.taps import STATE_TAP
-from quamba.scheme import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
+from quamba.scheme.recipe import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.tap_observers import check_observer_options, parse_observers
 from quamba.text_sources import FOLDER_TEXTS
 

@@ -30,7 +30,7 @@ from quamba.hybrid_sizes import layer_sizes
 from quamba.layer_sensitivity import sum_of_divergences
 from quamba.observer import observer_names
 from quamba.profile import tensor_bytes
-from quamba.scheme import get_scheme
+from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.study.saving import save_figure

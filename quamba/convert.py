@@ -17,7 +17,7 @@ from .nn.linear import WeightOnlyLinear
 from .nn.module import FIRST_USE, QuantModule
 from .nn.norm import FinalNorm, PassThroughNorm
 from .nn.taps import STATE_TAP, static_taps, tap_name
-from .scheme import FLOAT, STATIC, QuantizationRecipe, Scheme
+from .scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
 from .tying import state_tying, untie_embedding
 from .weight_sites import NORM_READERS
 from .weights.awq import fold_into_norm

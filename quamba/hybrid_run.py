@@ -24,7 +24,7 @@ from .model_checks import check_float_model, check_float_tensors
 from .model_state import in_eval_mode, own_configs, plain_computation
 from .nn.norm import PassThroughNorm
 from .rewrites import transform
-from .scheme import QuantizationRecipe, fitting_scheme
+from .scheme.recipe import QuantizationRecipe, fitting_scheme
 
 SEARCH_WINDOWS = 16  # of calibration text, on which the predictions of every layer and scheme are compared
 

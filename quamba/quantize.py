@@ -18,7 +18,7 @@ from .model_state import Original, in_eval_mode, own_configs, plain_computation,
 from .nn.placement import align_floats
 from .rewrites import transform
 from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
-from .scheme import QuantizationRecipe, create_recipe
+from .scheme.recipe import QuantizationRecipe, create_recipe
 from .tensor_checks import check_tensors
 from .transforms import ChannelOrder
 from .tying import is_one_table

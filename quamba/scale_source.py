@@ -22,7 +22,7 @@ from .errors import QuambaError
 from .hadamard import hadamard_base
 from .head_groups import HeadGroups
 from .nn.taps import STATE_TAP
-from .scheme import DYNAMIC, FLOAT, QuantizationRecipe
+from .scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
 from .tap_observers import check_observer_options, parse_observers
 from .transforms.clusters import ChannelOrder
 from .weight_run import WeightRun

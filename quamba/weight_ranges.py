@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from . import numerics
 from .errors import QuambaError
 from .layer_stack import decoder_layers
-from .scheme import QuantizationRecipe, TensorSpec
+from .scheme.recipe import QuantizationRecipe, TensorSpec
 from .tensor_checks import extremes
 
 

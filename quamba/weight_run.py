@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .calibration import CalibrationResult, CalibrationText, default_text, read_windows
 from .errors import QuambaError
 from .mamba_slots import mamba_slots
-from .scheme import QuantizationRecipe, TensorSpec
+from .scheme.recipe import QuantizationRecipe, TensorSpec
 from .weight_calibration import Layer, RoundedModel, round_weights
 from .weight_resume import ResumeFolder
 from .weights.method import WeightMethod, effective_weight

@@ -15,7 +15,7 @@ from quamba.hybrid_sizes import layer_sizes
 from quamba.layer_sensitivity import sum_of_divergences
 from quamba.nn.mamba1 import TAPS as MAMBA1_TAPS
 from quamba.nn.mamba2 import TAPS as MAMBA2_TAPS
-from quamba.scheme import get_scheme
+from quamba.scheme.recipe import get_scheme
 from quamba.tap_observers import parse_observers
 from quamba.weights.method import WeightMethod
 from tests.tiny_llama import tiny_llama

@@ -21,7 +21,7 @@ from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.hybrid_sizes import layer_sizes
 from quamba.layer_sensitivity import sum_of_divergences
-from quamba.scheme import get_scheme
+from quamba.scheme.recipe import get_scheme
 from quamba.tap_observers import DEFAULT_OBSERVERS
 from quamba.weights.method import WeightMethod
 

@@ -12,7 +12,7 @@ from quamba.decoder import Decoder
 from quamba.hybrid_sizes import layer_sizes
 from quamba.nn.linear import WeightOnlyLinear
 from quamba.nn.weight import QuantWeight
-from quamba.scheme import get_scheme
+from quamba.scheme.recipe import get_scheme
 from quamba.weights.method import WeightMethod
 from tests.tiny_llama import tiny_llama
 

@@ -64,7 +64,9 @@ def test_too_little_room_is_told_before_the_work(tiny, capsys, monkeypatch):
 def test_what_is_to_be_written_is_known_beforehand(tiny):
     for options in ({}, {"scheme": "w4a8", "quantize_embedding": True, "quantize_lm_head": True}):
         model, tokenizer = quamba.load(tiny[0])
-        recipe = quamba.scheme.create_recipe(**{"scheme": "w8a8"} | options, tied=model.config.tie_word_embeddings)
+        recipe = quamba.scheme.recipe.create_recipe(
+            **{"scheme": "w8a8"} | options, tied=model.config.tie_word_embeddings
+        )
         estimate = profile.quantized_bytes(model, recipe)
         text = quamba.CalibrationText("text.txt", 4, 16)
         quamba.quantize(model, tokenizer, calibration=text, weights=quamba.WeightMethod(), **options)

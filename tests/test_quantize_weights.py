@@ -20,7 +20,7 @@ from transformers import (
 import quamba
 from quamba.errors import QuambaError
 from quamba.nn.linear import QuantLinear
-from quamba.scheme import SCHEMES
+from quamba.scheme.recipe import SCHEMES
 from quamba.weight_resume import ResumeFolder
 from quamba.weights import method
 from quamba.weights.method import WeightMethod

@@ -138,7 +138,7 @@ def test_what_is_saved_or_copied_while_a_thread_lays_weights_out_is_whole(tiny_m
 
 
 def test_integers_that_a_weight_takes_after_its_first_product_are_its_own(tokens):
-    weight, dense = QuantEmbedding(60, 20, quamba.scheme.get_scheme("w4a8").weight), torch.randn(60, 20)
+    weight, dense = QuantEmbedding(60, 20, quamba.scheme.recipe.get_scheme("w4a8").weight), torch.randn(60, 20)
     weight.round_to_nearest(torch.randn(60, 20))
     weight(tokens)
     weight.round_to_nearest(dense)

@@ -8,7 +8,7 @@ import torch
 import quamba
 from quamba.convert import install_float_mixers
 from quamba.errors import QuambaError
-from quamba.scheme import weight_spec
+from quamba.scheme.recipe import weight_spec
 from quamba.weight_calibration import round_weights
 from quamba.weights.grid import Grid
 from quamba.weights.method import WeightMethod, effective_weight

@@ -21,7 +21,7 @@ from ..model_checks import check_placement
 from ..model_state import require_whole
 from ..nn.placement import align_floats
 from ..profile import tensor_bytes
-from ..scheme import QuantizationRecipe
+from ..scheme.recipe import QuantizationRecipe
 from ..storage.files import write_text_atomically
 from ..storage.folders import replace_folder, require_files_of
 from ..storage.outputs import FOLDER, Output, check_space

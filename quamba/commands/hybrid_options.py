@@ -10,7 +10,7 @@ from ..head_groups import HeadGroups
 from ..hybrid_blocks import read_layer_schemes
 from ..hybrid_budget import Budget
 from ..hybrid_run import HybridSearch
-from ..scheme import FLOAT, WEIGHTS, get_scheme
+from ..scheme.recipe import FLOAT, WEIGHTS, get_scheme
 
 HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
 HYBRID_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own

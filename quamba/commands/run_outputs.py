@@ -15,7 +15,7 @@ from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable
 from ..profile import float_bytes
-from ..scheme import QuantizationRecipe
+from ..scheme.recipe import QuantizationRecipe
 from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
 from . import hybrid_options, run_texts
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..evaluate.summary import backend_line
-from ..scheme import QuantizationRecipe
+from ..scheme.recipe import QuantizationRecipe
 
 
 def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import numerics, ops
-from ..scheme import FLOAT, TensorSpec
+from ..scheme.recipe import FLOAT, TensorSpec
 from .module import QuantModule
 
 

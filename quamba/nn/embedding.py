@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..scheme import FLOAT, STATIC, TensorSpec
+from ..scheme.recipe import FLOAT, STATIC, TensorSpec
 from ..weights.head import head_chunks
 from .gradients import without_gradient
 from .linear import QuantLinear

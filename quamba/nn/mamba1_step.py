@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.schemas import STEP_LINEARS
-from ..scheme import FLOAT
+from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba1 import TAPS, QuantMamba1Mixer
 from .norm import FinalNorm

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import QuambaError
 from ..hadamard import base_on
-from ..scheme import FLOAT, Scheme
+from ..scheme.recipe import FLOAT, Scheme
 from ..weights.rounded import RoundedWeight
 from . import float_kernels
 from .conv1d import QuantConv1d

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.schemas import MAMBA2_STEP_LINEARS
-from ..scheme import FLOAT
+from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba2 import QuantMamba2Mixer
 from .norm import FinalNorm

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import ops
 from ..hadamard import base_on
-from ..scheme import FLOAT
+from ..scheme.recipe import FLOAT
 from .module import QuantModule
 
 

@@ -9,7 +9,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from ..hadamard import base_on
-from ..scheme import DYNAMIC
+from ..scheme.recipe import DYNAMIC
 from .embedding import QuantHead
 from .linear import QuantLinear
 from .mixer import QuantMixer

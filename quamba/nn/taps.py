@@ -5,7 +5,7 @@ Every mixer lists its own, `TAPS`, in the order in which it computes them.
 
 from collections.abc import Sequence
 
-from ..scheme import FLOAT, STATIC, TensorSpec
+from ..scheme.recipe import FLOAT, STATIC, TensorSpec
 
 # those that may have a scale per token instead of a static one: nothing but linear layers reads them
 PER_TOKEN_TAPS = ("in", "out")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import numerics
 from ..errors import QuambaError
-from ..scheme import TensorSpec
+from ..scheme.recipe import TensorSpec
 from .state import RoundingState
 
 

@@ -11,7 +11,7 @@ from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
 from quamba.data import EMBEDDED_MODELS
-from quamba.scheme import SCHEMES
+from quamba.scheme.recipe import SCHEMES
 from tests.test_utils import EMBEDDED, OTHER, parse
 
 TINY = EMBEDDED_MODELS["mamba-tiny"]

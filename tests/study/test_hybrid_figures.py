@@ -5,7 +5,7 @@ from PIL import Image
 
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_search import choose_schemes, frontier
-from quamba.scheme import SCHEMES
+from quamba.scheme.recipe import SCHEMES
 from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report
 from quamba.study.saving import save_figure

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.scheme import (
+from quamba.scheme.recipe import (
     DYNAMIC,
     GROUP_SIZES,
     SCHEMES,

@@ -1,0 +1,1 @@
+"""What is quantized to what, as data."""
