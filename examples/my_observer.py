@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from quamba.observer import Observer, register_observer
+from quamba.observers.per_tensor import Observer, register_observer
 
 
 @register_observer("mine")

@@ -15,7 +15,7 @@ from .checkpoint import load
 from .checkpoint import save_quantized as save
 from .errors import QuambaError
 from .evaluate import evaluate
-from .observer import Observer, register_observer
+from .observers.per_tensor import Observer, register_observer
 from .plugins import load_plugin
 from .quantize import quantize
 from .weights.gptq import GptqOptions

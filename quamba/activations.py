@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .borders import foreign
 from .errors import QuambaError
-from .histogram import MagnitudeHistogram, SignedHistogram
 from .nn.taps import split_tap_name, tap_name
-from .observer_base import finite_extremes
+from .observers.base import finite_extremes
+from .observers.histogram import MagnitudeHistogram, SignedHistogram
 from .storage.files import replace_atomically, require_writable
 from .storage.folder_lock import lock_folder
 from .storage.scratch import scratch_folder

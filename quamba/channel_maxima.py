@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .errors import QuambaError
 from .mamba_slots import mamba_slots
 from .nn.taps import tap_name
-from .observer import PerChannelMinmaxObserver
+from .observers.per_tensor import PerChannelMinmaxObserver
 
 TAP = "x"  # the output of convolution and SiLU
 

@@ -18,18 +18,18 @@ from . import numerics
 from .activations import ActivationRecorder
 from .convert import tap_modules
 from .errors import QuambaError
-from .grouped_observer import (
+from .mamba_slots import mamba_slots
+from .nn.mamba2 import Mamba2Sizes
+from .nn.taps import STATE_TAP, split_tap_name
+from .observers.grouped import (
     CachedStatesCrossHeadMinmaxObserver,
     CrossHeadMinmaxObserver,
     GroupedObserver,
     PerSSDGroupObserver,
     expand_to_channels,
 )
-from .histogram import SignedHistogram
-from .mamba_slots import mamba_slots
-from .nn.mamba2 import Mamba2Sizes
-from .nn.taps import STATE_TAP, split_tap_name
-from .observer import Observer
+from .observers.histogram import SignedHistogram
+from .observers.per_tensor import Observer
 from .tap_observers import create_tap_observer
 from .transforms.clusters import ChannelOrder
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from quamba.observer import Observer
+from quamba.observers.per_tensor import Observer
 
 
 def batches(n: int = 4, shape=(3, 40, 50)) -> list[torch.Tensor]:

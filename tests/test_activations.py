@@ -19,8 +19,8 @@ from quamba.activations import (
     synthetic_activations,
 )
 from quamba.errors import QuambaError
-from quamba.histogram import SignedHistogram
 from quamba.nn.taps import split_tap_name, tap_name
+from quamba.observers.histogram import SignedHistogram
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}  # -> type of the bits
 

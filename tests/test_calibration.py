@@ -21,7 +21,7 @@ from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.data import EMBEDDED_MODELS, embedded_model_dir
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
-from quamba.observer import Observer, create_observer, observer_names, register_observer
+from quamba.observers.per_tensor import Observer, create_observer, observer_names, register_observer
 from quamba.tap_observers import DEFAULT_OBSERVERS, parse_observers
 from quamba.tap_watch import Calibrator
 

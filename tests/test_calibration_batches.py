@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quamba import tap_watch
 from quamba.calibration import calibrate
 from quamba.convert import install_float_mixers
-from quamba.observer import Observer, observer_names, register_observer
+from quamba.observers.per_tensor import Observer, observer_names, register_observer
 from quamba.tap_observers import parse_observers
 
 CHANNELS = 12

@@ -10,7 +10,7 @@ from quamba import CalibrationResult, QuambaError, numerics
 from quamba.checkpoint import recipe_of
 from quamba.convert import install_float_mixers
 from quamba.head_groups import HeadGroups
-from quamba.observer import create_observer, observer_names
+from quamba.observers.per_tensor import create_observer, observer_names
 from quamba.weights.method import WeightMethod
 
 RTN = WeightMethod("rtn")

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from quamba.errors import QuambaError
-from quamba.observer import create_observer, observer_names
+from quamba.observers.per_tensor import create_observer, observer_names
 from quamba.plugins import load_plugin
 from quamba.weights.rounding import get_rounding, rounding_names
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OBSERVER, RULE = EXAMPLES / "my_observer.py", EXAMPLES / "my_rounding.py"
 BOTH = """
-from quamba.observer import PerTensorMinmaxObserver, register_observer
+from quamba.observers.per_tensor import PerTensorMinmaxObserver, register_observer
 from quamba.weights.rounding import register_rounding, round_to_nearest
 
 @register_observer("mine_too")
@@ -104,7 +104,10 @@ def test_a_plug_in_that_is_no_python_file(tmp_path, path):
         ("import sys; sys.exit(3)", r"it ended the program \(exit status 3\), which a plug-in must not"),
         ("register_observer('a,b')(Mine)", "QuambaError: the observer name 'a,b' is not made of letters"),
         ("register_observer(3)(Mine)", "QuambaError: the observer name 3 is not made of letters"),
-        ("register_observer('mse')(Mine)", "QuambaError: the observer name 'mse' is taken by quamba.observer.PerT"),
+        (
+            "register_observer('mse')(Mine)",
+            "QuambaError: the observer name 'mse' is taken by quamba.observers.per_tensor.PerT",
+        ),
     ],
 )
 def test_a_plug_in_that_fails_is_named_and_leaves_nothing_registered(tmp_path, built_in, source, message):

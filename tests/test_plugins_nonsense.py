@@ -7,7 +7,7 @@ import main
 from quamba import registry
 from quamba.errors import QuambaError
 from quamba.numerics import integer_range
-from quamba.observer import Observer, create_observer, register_observer, try_observer
+from quamba.observers.per_tensor import Observer, create_observer, register_observer, try_observer
 from quamba.weights.rounding import FlipStatistics, apply_rounding, register_rounding, try_rounding
 from quamba.weights.rounding_base import DEFAULT_OPTIONS
 from quamba.weights.state import RoundingState
@@ -103,7 +103,7 @@ def test_what_a_rule_gives_in_a_run_is_looked_at_too():
 
 NONSENSE = """
 import quamba
-from quamba.observer import Observer
+from quamba.observers.per_tensor import Observer
 
 @quamba.register_observer("nonsense")
 class Nonsense(Observer):

@@ -6,7 +6,7 @@ from quamba.architectures import ARCHITECTURES, BLOCK_TAPS
 from quamba.convert import HEAD_TAP
 from quamba.errors import QuambaError
 from quamba.nn.taps import STATE_TAP
-from quamba.observer import observer_names
+from quamba.observers.per_tensor import observer_names
 from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 
 EVERY_TAP = (*BLOCK_TAPS, HEAD_TAP)

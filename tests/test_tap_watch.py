@@ -6,10 +6,10 @@ import torch
 from quamba import QuambaError, numerics, tap_watch
 from quamba.calibration import calibrate
 from quamba.convert import install_float_mixers, tap_modules
-from quamba.grouped_observer import GroupedObserver
 from quamba.nn.mamba2 import TAPS
 from quamba.nn.taps import STATE_TAP
-from quamba.observer import Observer, register_observer
+from quamba.observers.grouped import GroupedObserver
+from quamba.observers.per_tensor import Observer, register_observer
 from quamba.tap_observers import parse_observers
 from quamba.tap_watch import TapResult
 from quamba.transforms.clusters import cluster_channels

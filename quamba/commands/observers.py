@@ -17,7 +17,7 @@ from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
 from ..nn.taps import tap_name
-from ..observer import observer_names
+from ..observers.per_tensor import observer_names
 from ..plugins import load_plugin
 from ..study.capture import capture
 from ..study.comparison import NORMAL_RATIO, Comparison, compare_strategies

@@ -3,7 +3,7 @@
 import os
 
 from ..data import TEXT_NAMES
-from ..observer import observer_names
+from ..observers.per_tensor import observer_names
 from ..scheme.recipe import DEFAULT_GROUP_SIZE, GROUP_SIZES, STATE_BITS
 from ..tap_observers import DEFAULT_OBSERVERS
 from .arguments import positive_int

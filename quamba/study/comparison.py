@@ -12,7 +12,7 @@ from .. import numerics
 from ..activations import TapActivations
 from ..errors import QuambaError
 from ..nn.taps import tap_name
-from ..quantile import exact_quantiles
+from ..observers.quantile import exact_quantiles
 from .strategies import Strategy
 
 NORMAL_RATIO = 0.99  # values beyond this quantile of |x| are called outliers

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import QuambaError
-from ..observer import Observer, observer_names
+from ..observers.per_tensor import Observer, observer_names
 from ..tap_observers import create_tap_observer
 
 BASELINE = "minmax"  # max/127: nothing saturates

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import QuambaError
-from ..grouped_observer import cross_head_group_id
+from ..observers.grouped import cross_head_group_id
 
 HEAD_GROUPS = CHANNEL_GROUPS = 4
 

@@ -68,7 +68,7 @@ def test_an_internal_error_names_the_module_and_what_is_below_it(capsys):
 
 PLUGIN = """
 import quamba
-from quamba.observer import PerTensorMinmaxObserver
+from quamba.observers.per_tensor import PerTensorMinmaxObserver
 
 @quamba.register_observer("{name}")
 class Mine(PerTensorMinmaxObserver):
@@ -81,7 +81,7 @@ def test_what_a_plugin_raises_is_the_plugins_with_its_line(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(PLUGIN.format(name="raises_when_updated"))
     quamba.load_plugin(file)
-    observer = quamba.observer.create_observer("raises_when_updated")
+    observer = quamba.observers.per_tensor.create_observer("raises_when_updated")
     assert exit_status("prog", lambda: observer.update(torch.ones(2))) == MISTAKE
     assert capsys.readouterr().err == f"prog: error: plug-in '{file}', line 8: KeyError: 'mine'\n"
 

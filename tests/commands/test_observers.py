@@ -194,7 +194,7 @@ def test_a_plug_in_brings_a_strategy(capsys, acts):
 
 def test_a_plug_in_that_fails_is_told_with_its_tap(capsys, acts):
     Path("broken.py").write_text(
-        "from quamba.observer import Observer, register_observer\n\n\n"
+        "from quamba.observers.per_tensor import Observer, register_observer\n\n\n"
         '@register_observer("broken")\n'
         "class Broken(Observer):\n"
         "    _update = _merge = lambda self, x: None\n"

@@ -8,8 +8,8 @@ from quamba.architectures import architecture_of
 from quamba.calibration import CalibrationText
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
-from quamba.histogram import SignedHistogram
 from quamba.nn.mamba1 import TAPS
+from quamba.observers.histogram import SignedHistogram
 from quamba.rewrites import transform
 from quamba.study.capture import capture, check_taps
 

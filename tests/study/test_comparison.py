@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from quamba.activations import TapActivations, synthetic_activations
 from quamba.errors import QuambaError
 from quamba.evaluate.log import finite
-from quamba.histogram import SignedHistogram
-from quamba.observer import Observer, register_observer
+from quamba.observers.histogram import SignedHistogram
+from quamba.observers.per_tensor import Observer, register_observer
 from quamba.study.comparison import (
     NORMAL_RATIO,
     TIE,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quamba.errors import QuambaError
-from quamba.observer import Observer, observer_names, register_observer
+from quamba.observers.per_tensor import Observer, observer_names, register_observer
 from quamba.study.strategies import BASELINE, Strategy, parse_strategies, parse_strategy
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.grouped_observer import expand_to_channels
+from quamba.observers.grouped import expand_to_channels
 from quamba.transforms.clusters import ChannelOrder, _divide, cluster_channels
 
 # scipy's, of maxima that are all zero

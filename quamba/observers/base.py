@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import numerics
-from .borders import described_with_line
-from .errors import QuambaError
-from .registry import Registry
+from .. import numerics
+from ..borders import described_with_line
+from ..errors import QuambaError
+from ..registry import Registry
 
 SHOWN = 60  # characters of a wrong value in a message
 
@@ -177,7 +177,9 @@ def register_observer(name: str) -> Callable[[type[Observer]], type[Observer]]:
 
     def register(cls: type[Observer]) -> type[Observer]:
         if not (isinstance(cls, type) and issubclass(cls, Observer)):
-            raise QuambaError(f"register_observer({name!r}): {cls!r} is not a subclass of quamba.observer.Observer")
+            raise QuambaError(
+                f"register_observer({name!r}): {cls!r} is not a subclass of quamba.observers.per_tensor.Observer"
+            )
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(cls).parameters.values()):
             raise QuambaError(f"register_observer({name!r}): name every constructor argument, without * and **")
         _observers.add(name, cls)

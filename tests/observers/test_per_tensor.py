@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quamba import numerics
 from quamba.errors import QuambaError
-from quamba.observer import (
+from quamba.observers.per_tensor import (
     Observer,
     PerChannelMinmaxObserver,
     PerTensorMinmaxObserver,
@@ -17,8 +17,7 @@ from quamba.observer import (
     PerTensorPercentileObserver,
     create_observer,
 )
-
-from .activation_streams import batches, watch
+from tests.activation_streams import batches, watch
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 SYMMETRIC_ONLY = ["outlier_aware", "outlier_aware_adaptive"]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from quamba.errors import QuambaError
-from quamba.observer import (
+from quamba.observers.base import finite_extremes
+from quamba.observers.per_tensor import (
     Observer,
     PerTensorMinmaxObserver,
     create_observer,
     observer_names,
     register_observer,
 )
-from quamba.observer_base import finite_extremes
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quamba.quantile import PIECE, exact_quantiles, pieces
+from quamba.observers.quantile import PIECE, exact_quantiles, pieces
 
 PS = [0.0, 1e-5, 0.01, 0.5, 0.9, 0.99, 0.99999, 1.0]
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from quamba import numerics
-from quamba.observer import Observer, create_observer
-
-from .activation_streams import batches, watch
+from quamba.observers.per_tensor import Observer, create_observer
+from tests.activation_streams import batches, watch
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 SYMMETRIC_ONLY = ["outlier_aware", "outlier_aware_adaptive"]
@@ -79,7 +78,7 @@ def test_a_slice_of_a_larger_tensor(name):
 
 FIFTY_MILLION = """
 import resource, torch
-from quamba.observer import create_observer
+from quamba.observers.per_tensor import create_observer
 
 torch.set_num_threads(1)  # waiting for a second thread on a busy machine can take longer than its work
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import ops
+from .. import ops
 from .quantile import floats_from_bits, interpolate, pieces
 
 MANTISSA_BITS = 11

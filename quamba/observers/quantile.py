@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import ops
+from .. import ops
 
 PIECE = 1 << 21  # elements handled at a time: temporaries are a few times 8 MB whatever the size of the input
 ROW = 1024  # elements whose maximum stands for them in the search for the largest values

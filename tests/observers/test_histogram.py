@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quamba import numerics
-from quamba.histogram import MagnitudeHistogram, SignedHistogram
+from quamba.observers.histogram import MagnitudeHistogram, SignedHistogram
 
 PS = [0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0]
 

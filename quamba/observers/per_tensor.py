@@ -15,10 +15,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import numerics
-from .errors import QuambaError
+from .. import numerics
+from ..errors import QuambaError
+from .base import Observer, create_observer, observer_names, register_observer, try_observer
 from .histogram import MANTISSA_BITS, Distribution, MagnitudeHistogram, SignedDistribution, SignedHistogram
-from .observer_base import Observer, create_observer, observer_names, register_observer, try_observer
 from .quantile import exact_quantiles
 
 __all__ = [

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .errors import QuambaError
-from .observer_base import Observer, create_observer
+from ..errors import QuambaError
+from .base import Observer, create_observer
 
 
 class GroupedObserver(Observer):

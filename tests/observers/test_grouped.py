@@ -5,14 +5,14 @@ import torch
 
 from quamba import numerics
 from quamba.errors import QuambaError
-from quamba.grouped_observer import (
+from quamba.observers.grouped import (
     CachedStatesCrossHeadMinmaxObserver,
     CrossHeadMinmaxObserver,
     PerSSDGroupObserver,
     cross_head_group_id,
     expand_to_channels,
 )
-from quamba.observer import Observer, create_observer, observer_names, register_observer
+from quamba.observers.per_tensor import Observer, create_observer, observer_names, register_observer
 from quamba.transforms import cluster_channels
 
 STATISTICS = observer_names()  # every one that is registered works per group
