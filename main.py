@@ -32,13 +32,13 @@ from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import summary_table
 from quamba.hybrid_blocks import write_layer_schemes
 from quamba.hybrid_run import search_schemes
-from quamba.mamba_slots import mamba_layers
-from quamba.profile import checkpoint_bytes, memory_bytes, tensor_bytes
+from quamba.models.mamba_slots import mamba_layers
+from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
+from quamba.models.text_config import text_config
+from quamba.models.tying import is_one_table
 from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
-from quamba.text_config import text_config
 from quamba.text_sources import data_dir_for
-from quamba.tying import is_one_table
 from quamba.weight_resume import ResumeFolder
 
 console = Console()

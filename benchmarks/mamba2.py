@@ -28,8 +28,8 @@ from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.hybrid_search import Assignment, choose_schemes, frontier
 from quamba.hybrid_sizes import layer_sizes
 from quamba.layer_sensitivity import sum_of_divergences
+from quamba.models.memory import tensor_bytes
 from quamba.observers.per_tensor import observer_names
-from quamba.profile import tensor_bytes
 from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report, to_markdown

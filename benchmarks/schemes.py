@@ -14,7 +14,7 @@ import quamba
 from quamba.checkpoint import recipe_of
 from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
-from quamba.profile import tensor_bytes
+from quamba.models.memory import tensor_bytes
 from quamba.weights.method import WeightMethod
 
 BOTH = {"quantize_embedding": True, "quantize_lm_head": True}

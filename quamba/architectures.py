@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from . import hadamard
 from .errors import QuambaError
-from .mamba_slots import hybrid_of, mamba_slots
+from .models.mamba_slots import hybrid_of, mamba_slots
 from .nn.mamba1 import TAPS as MAMBA1_TAPS
 from .nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
 from .nn.mamba1_step import Mamba1Step

@@ -26,11 +26,11 @@ from .data import (
     load_text,
 )
 from .errors import QuambaError
+from .models.positions import check_positions, max_positions
+from .models.text_config import text_config
 from .nn.taps import split_tap_name
-from .positions import check_positions, max_positions
 from .storage.files import write_text_atomically
 from .tap_watch import Calibrator, TapResult
-from .text_config import text_config
 from .token_cache import tokenizer_sha256
 from .transforms.clusters import ChannelOrder
 

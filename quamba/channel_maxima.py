@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .errors import QuambaError
-from .mamba_slots import mamba_slots
+from .models.mamba_slots import mamba_slots
 from .nn.taps import tap_name
 from .observers.per_tensor import PerChannelMinmaxObserver
 

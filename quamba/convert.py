@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .architectures import ARCHITECTURES, Architecture, architecture_of
 from .errors import QuambaError
-from .layer_stack import decoder_layers, final_norm
-from .mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
+from .models.layer_stack import decoder_layers, final_norm
+from .models.mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
+from .models.tying import state_tying, untie_embedding
 from .nn.embedding import QuantEmbedding, QuantHead
 from .nn.linear import WeightOnlyLinear
 from .nn.module import FIRST_USE, QuantModule
 from .nn.norm import FinalNorm, PassThroughNorm
 from .nn.taps import STATE_TAP, static_taps, tap_name
 from .scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
-from .tying import state_tying, untie_embedding
 from .weight_sites import NORM_READERS
 from .weights.awq import fold_into_norm
 from .weights.rounded import RoundedWeight

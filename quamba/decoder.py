@@ -15,9 +15,9 @@ from .architectures import architecture_of
 from .convert import check_architecture, install_float_mixers
 from .errors import QuambaError
 from .graphs import RecordedStep
-from .mamba_slots import hybrid_of, mamba_slots
+from .models.mamba_slots import hybrid_of, mamba_slots
+from .models.text_config import text_config
 from .nn.placement import place_weights
-from .text_config import text_config
 
 
 class Decoder:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoder import Decoder
 from .errors import QuambaError
-from .model_state import in_eval_mode
-from .positions import check_positions
+from .models.original import in_eval_mode
+from .models.positions import check_positions
 from .sampling import SamplingOptions, choose
 from .text_stream import IncrementalText, StopStrings
 

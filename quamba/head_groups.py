@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .architectures import ARCHITECTURES, architecture_of
 from .channel_maxima import collect_channel_maxima
 from .errors import QuambaError
-from .mamba_slots import block_config, mamba_slots
+from .models.mamba_slots import block_config, mamba_slots
 from .nn.mamba2 import Mamba2Sizes
 from .transforms.clusters import ChannelOrder, cluster_channels
 

@@ -19,9 +19,9 @@ from .hybrid_budget import Budget
 from .hybrid_search import Assignment, check_budget, choose_schemes, search_figures
 from .hybrid_sizes import layer_sizes
 from .layer_sensitivity import layer_sensitivities
-from .mamba_slots import hybrid_of, mamba_slots
-from .model_checks import check_float_model, check_float_tensors
-from .model_state import in_eval_mode, own_configs, plain_computation
+from .models.mamba_slots import hybrid_of, mamba_slots
+from .models.model_checks import check_float_model, check_float_tensors
+from .models.original import in_eval_mode, own_configs, plain_computation
 from .nn.norm import PassThroughNorm
 from .rewrites import transform
 from .scheme.recipe import QuantizationRecipe, fitting_scheme

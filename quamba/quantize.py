@@ -13,16 +13,16 @@ from .calibration import CalibrationResult, CalibrationText, model_fingerprint
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
 from .head_groups import HeadGroups
-from .model_checks import check_float_model, check_float_tensors, require_finite_activations
-from .model_state import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
+from .models.model_checks import check_float_model, check_float_tensors, require_finite_activations
+from .models.original import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
+from .models.tensor_checks import check_tensors
+from .models.tying import is_one_table
+from .models.weight_ranges import check_weight_ranges
 from .nn.placement import align_floats
 from .rewrites import transform
 from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
 from .scheme.recipe import QuantizationRecipe, create_recipe
-from .tensor_checks import check_tensors
 from .transforms import ChannelOrder
-from .tying import is_one_table
-from .weight_ranges import check_weight_ranges
 from .weight_resume import ResumeFolder
 from .weight_run import WeightRun, expect_vectors, plan_weight_run
 from .weights.method import DEFAULT_METHODS, WeightMethod

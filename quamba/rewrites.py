@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from .architectures import architecture_of
 from .errors import QuambaError
-from .mamba_slots import hybrid_of
+from .models.mamba_slots import hybrid_of
 from .transforms import fuse_final_norm, reorder, rotate_out_proj
 from .transforms import rotate_residual as rotate_residual_stream
 from .transforms.clusters import ChannelOrder

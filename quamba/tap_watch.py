@@ -18,7 +18,7 @@ from . import numerics
 from .activations import ActivationRecorder
 from .convert import tap_modules
 from .errors import QuambaError
-from .mamba_slots import mamba_slots
+from .models.mamba_slots import mamba_slots
 from .nn.mamba2 import Mamba2Sizes
 from .nn.taps import STATE_TAP, split_tap_name
 from .observers.grouped import (

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .errors import QuambaError
-from .layer_stack import LayerStack
-from .profile import peak_memory_bytes, reset_peak_memory
+from .models.layer_stack import LayerStack
+from .models.memory import peak_memory_bytes, reset_peak_memory
 from .scheme.recipe import TensorSpec
 from .weight_resume import ResumeFolder
 from .weight_sites import Site, find_sites, linear_of, watching

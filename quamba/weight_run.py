@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import CalibrationResult, CalibrationText, default_text, read_windows
 from .errors import QuambaError
-from .mamba_slots import mamba_slots
+from .models.mamba_slots import mamba_slots
 from .scheme.recipe import QuantizationRecipe, TensorSpec
 from .weight_calibration import Layer, RoundedModel, round_weights
 from .weight_resume import ResumeFolder

@@ -9,8 +9,8 @@ import quamba
 from quamba import QuambaError
 from quamba.decoder import Decoder
 from quamba.head_groups import HeadGroups
-from quamba.layer_stack import decoder_layers
-from quamba.mamba_slots import mamba_slots
+from quamba.models.layer_stack import decoder_layers
+from quamba.models.mamba_slots import mamba_slots
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear
 from quamba.nn.mamba2 import QuantMamba2Mixer
 from quamba.nn.norm import PassThroughNorm

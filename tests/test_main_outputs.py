@@ -9,8 +9,8 @@ import pytest
 
 import main
 import quamba
-from quamba import profile
 from quamba.activations import ActivationRecorder
+from quamba.models import memory
 from tests.storage.test_outputs import USAGE
 from tests.test_main import (  # noqa: F401 (fixtures)
     QUANTIZE,
@@ -67,10 +67,10 @@ def test_what_is_to_be_written_is_known_beforehand(tiny):
         recipe = quamba.scheme.recipe.create_recipe(
             **{"scheme": "w8a8"} | options, tied=model.config.tie_word_embeddings
         )
-        estimate = profile.quantized_bytes(model, recipe)
+        estimate = memory.quantized_bytes(model, recipe)
         text = quamba.CalibrationText("text.txt", 4, 16)
         quamba.quantize(model, tokenizer, calibration=text, weights=quamba.WeightMethod(), **options)
-        assert estimate == profile.tensor_bytes(model)
+        assert estimate == memory.tensor_bytes(model)
 
 
 def full(*_, **__):

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import quamba
 from quamba.errors import QuambaError
-from quamba.layer_stack import LayerStack, hidden_of, post_hooks, run_to_head
+from quamba.models.layer_stack import LayerStack, hidden_of, post_hooks, run_to_head
 from quamba.weights.method import WeightMethod
 from tests.tiny_causal_lms import VOCAB, model_types, tiny_causal_lm
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import QuambaError
+from ..models.tensor_checks import check_finite
 from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import QuantLinear
@@ -24,7 +25,6 @@ from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.mixer import QuantMixer
 from ..nn.norm import PassThroughNorm
 from ..storage.folders import replace_folder
-from ..tensor_checks import check_finite
 from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers

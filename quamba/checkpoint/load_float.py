@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..borders import foreign
 from ..errors import QuambaError
-from ..tensor_checks import check_tensors
-from ..text_config import text_config
-from ..tying import state_tying
+from ..models.tensor_checks import check_tensors
+from ..models.text_config import text_config
+from ..models.tying import state_tying
 from .resolve import Checkpoint
 from .sizes import check_counts, check_sizes
 from .state_spaces import read_state_spaces

@@ -17,15 +17,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..borders import foreign
 from ..convert import build_skeleton, leave_files
 from ..errors import QuambaError
-from ..model_checks import check_placement
-from ..model_state import require_whole
+from ..models.memory import tensor_bytes
+from ..models.model_checks import check_placement
+from ..models.original import require_whole
+from ..models.tensor_checks import check_tensors
 from ..nn.placement import align_floats
-from ..profile import tensor_bytes
 from ..scheme.recipe import QuantizationRecipe
 from ..storage.files import write_text_atomically
 from ..storage.folders import replace_folder, require_files_of
 from ..storage.outputs import FOLDER, Output, check_space
-from ..tensor_checks import check_tensors
 from .load_float import UNFIT, quiet_transformers, read_model_config
 from .resolve import Checkpoint, read_config
 from .savable import check_savable, save_tokenizer, say_without_tokenizer

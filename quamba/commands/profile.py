@@ -17,10 +17,10 @@ from ..decoder import Decoder
 from ..errors import QuambaError
 from ..evaluate.log import environment
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
-from ..positions import check_positions
-from ..profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
+from ..models.memory import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
+from ..models.positions import check_positions
+from ..models.text_config import text_config
 from ..storage.files import write_output
-from ..text_config import text_config
 from .arguments import positive_int, seed
 from .console import Console
 from .failures import Failures

@@ -14,7 +14,7 @@ from ..convert import quantized_bytes
 from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable
-from ..profile import float_bytes
+from ..models.memory import float_bytes
 from ..scheme.recipe import QuantizationRecipe
 from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
 from . import hybrid_options, run_texts

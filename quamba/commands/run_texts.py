@@ -12,7 +12,7 @@ from ..checkpoint import METHOD, Checkpoint
 from ..checkpoint.load_float import read_model_config
 from ..data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ..errors import QuambaError
-from ..positions import max_positions
+from ..models.positions import max_positions
 from ..scheme.recipe import FLOAT, SCHEMES
 from ..text_sources import data_dir_for, find_data_files
 from ..weight_run import WINDOWS

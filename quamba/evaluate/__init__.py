@@ -8,10 +8,10 @@ from torch import Tensor
 from ..checkpoint import recipe_of
 from ..data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
 from ..errors import QuambaError
-from ..model_state import require_whole
-from ..positions import check_positions, max_positions
+from ..models.original import require_whole
+from ..models.positions import check_positions, max_positions
+from ..models.text_config import text_config
 from ..scheme.recipe import FLOAT_STATE_BITS
-from ..text_config import text_config
 from ..text_sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio
 from .perplexity import SEQLEN, PerplexityResult, perplexity

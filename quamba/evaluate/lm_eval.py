@@ -32,9 +32,9 @@ from ..borders import foreign
 from ..checkpoint import DTYPES, load_checkpoint, resolve_checkpoint, saved_dtype
 from ..data import ASSETS, embedded_model_dir
 from ..errors import QuambaError
-from ..model_state import in_eval_mode
-from ..positions import check_positions
-from ..tying import truly_tied
+from ..models.original import in_eval_mode
+from ..models.positions import check_positions
+from ..models.tying import truly_tied
 
 logger = logging.getLogger(__name__)
 

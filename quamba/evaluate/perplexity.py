@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import QuambaError
-from ..model_state import in_eval_mode
-from ..positions import check_positions
-from ..text_config import text_config
+from ..models.original import in_eval_mode
+from ..models.positions import check_positions
+from ..models.text_config import text_config
 
 MAX_LOGITS = 2**28  # elements of one forward pass's logits: 1 GiB in float32
 SEQLEN = "the length of a perplexity window (--ppl_seqlen)"  # in messages

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..decoder import Decoder
-from ..model_state import in_eval_mode
-from ..positions import check_positions
-from ..text_config import text_config
+from ..models.original import in_eval_mode
+from ..models.positions import check_positions
+from ..models.text_config import text_config
 from .perplexity import SEQLEN, PerplexityResult, Window, check_windows, equal_batches, perplexity_of
 
 

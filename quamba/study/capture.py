@@ -9,9 +9,9 @@ from ..activations import ActivationRecorder
 from ..calibration import CalibrationText, calibrate
 from ..convert import HEAD_TAP, check_transformable, install_float_mixers
 from ..errors import QuambaError
-from ..mamba_slots import mamba_slots
-from ..model_checks import check_float_model, check_float_tensors
-from ..model_state import in_eval_mode, own_configs
+from ..models.mamba_slots import mamba_slots
+from ..models.model_checks import check_float_model, check_float_tensors
+from ..models.original import in_eval_mode, own_configs
 from ..quantize import transform
 from ..tap_observers import EVERY_TAP, check_tap, parse_observers
 from .strategies import BASELINE

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from ..checkpoint import recipe_of
 from ..convert import install_float_mixers, is_supported
 from ..errors import QuambaError
-from ..layer_stack import decoder_layers, hidden_of
+from ..models.layer_stack import decoder_layers, hidden_of
+from ..models.text_config import text_config
 from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantHead
 from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.weight import QuantWeight
 from ..quantize import transform
-from ..text_config import text_config
 from ..transforms import apply_hadamard
 from ..weight_sites import NORM_READERS
 from ..weights.head import head_chunks

@@ -14,8 +14,8 @@ from ..checkpoint.load import saved_dtype
 from ..checkpoint.load_float import quiet_transformers, read_model_config
 from ..checkpoint.state_spaces import convert_config
 from ..errors import QuambaError
-from ..positions import max_positions
-from ..text_config import text_config
+from ..models.positions import max_positions
+from ..models.text_config import text_config
 from .result_log import distinct_labels
 
 

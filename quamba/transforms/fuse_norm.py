@@ -3,8 +3,8 @@
 import torch
 
 from ..errors import QuambaError
-from ..mamba_slots import mamba_slots
-from ..tying import untie_embedding
+from ..models.mamba_slots import mamba_slots
+from ..models.tying import untie_embedding
 
 
 @torch.no_grad()

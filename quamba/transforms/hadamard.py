@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import QuambaError
 from ..hadamard import hadamard_base
-from ..mamba_slots import mamba_slots
+from ..models.mamba_slots import mamba_slots
 from .fuse_norm import require_fused
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuambaError
-from ..mamba_slots import mamba_slots
+from ..models.mamba_slots import mamba_slots
 from ..nn.mamba2 import Mamba2Mixer, Mamba2Sizes
 from .clusters import ChannelOrder
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..hadamard import hadamard_base
-from ..tying import share_memory
+from ..models.tying import share_memory
 from .fuse_norm import require_fused
 from .hadamard import apply_hadamard, rotate_inputs, rotate_outputs
 

@@ -9,7 +9,7 @@ import torch
 import quamba
 from quamba.__main__ import build_parser, main
 from quamba.commands import profile
-from quamba.profile import checkpoint_bytes
+from quamba.models.memory import checkpoint_bytes
 
 SHORT = ["--prompt_len", "6", "--gen_len", "2", "--repeats", "3"]
 TIMES = {"ttft", "tpot", "ttlt"}

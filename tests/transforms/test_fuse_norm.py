@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quamba.convert import install_float_mixers
+from quamba.models.tying import untie_embedding
 from quamba.transforms import fuse_final_norm, fuse_gated_norm, fuse_norm
-from quamba.tying import untie_embedding
 
 TIED_AND_UNTIED = pytest.mark.parametrize("tied", [True, False])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from .errors import QuambaError
+from ..errors import QuambaError
 
 _UNFINISHED = "_quamba_unfinished"  # attribute of a model whose weights were left half-way
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import quamba
 from quamba import QuambaError
-from quamba.layer_stack import decoder_layers
-from quamba.model_checks import check_float_model, check_placement
+from quamba.models.layer_stack import decoder_layers
+from quamba.models.model_checks import check_float_model, check_placement
 from quamba.weights.method import WeightMethod
 from tests.tiny_hybrids import HYBRIDS
 from tests.tiny_llama import tiny_llama

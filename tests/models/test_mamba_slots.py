@@ -18,8 +18,8 @@ from quamba.activations import open_activations
 from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
-from quamba.mamba_slots import HYBRIDS as TABLE
-from quamba.mamba_slots import mamba_layers, mamba_slots
+from quamba.models.mamba_slots import HYBRIDS as TABLE
+from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
 from quamba.rewrites import transform
 from quamba.study.capture import capture

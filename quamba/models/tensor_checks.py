@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .errors import QuambaError
-from .nn.module import QuantModule
-from .numerics import integer_range
+from ..errors import QuambaError
+from ..nn.module import QuantModule
+from ..numerics import integer_range
 
 A_LOG_LIMIT = math.log(torch.finfo(torch.float32).max)  # A = -exp(A_log) is infinite beyond
 POSITIVE = ("_scale", "input_multiplier", "input_multipliers")  # how the buffers end that a quantized module divides by

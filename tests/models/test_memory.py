@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from quamba import profile
-from quamba.profile import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
+from quamba.models import memory as profile
+from quamba.models.memory import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
 
 
 def test_a_tensor_that_two_modules_share_is_counted_once():

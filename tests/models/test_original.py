@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 import quamba
 from quamba import QuambaError, convert
 from quamba.checkpoint import recipe_of
-from quamba.layer_stack import decoder_layers, final_norm
-from quamba.model_state import in_eval_mode, require_whole
+from quamba.models.layer_stack import decoder_layers, final_norm
+from quamba.models.original import in_eval_mode, require_whole
 from quamba.weights.method import WeightMethod
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 import quamba
 from quamba.checkpoint import recipe_of
-from quamba.tying import is_one_table, state_tying, untie_embedding
+from quamba.models.tying import is_one_table, state_tying, untie_embedding
 from quamba.weights.method import WeightMethod
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import QuambaError
+from ..errors import QuambaError
 from .layer_stack import decoder_layers, hidden_of, post_hooks, run_to_head
-from .model_state import require_whole
+from .original import require_whole
 from .tensor_checks import check_tensors
 from .tying import share_memory
 

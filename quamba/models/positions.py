@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-from .errors import QuambaError
+from ..errors import QuambaError
 
 UNLIMITED = (None, "nope", "alibi")  # kinds of positions, where a config names one, that any length has
 

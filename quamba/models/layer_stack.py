@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .borders import foreign
-from .errors import QuambaError
+from ..borders import foreign
+from ..errors import QuambaError
 from .text_config import text_config
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from . import numerics
-from .errors import QuambaError
+from .. import numerics
+from ..errors import QuambaError
+from ..scheme.recipe import QuantizationRecipe, TensorSpec
 from .layer_stack import decoder_layers
-from .scheme.recipe import QuantizationRecipe, TensorSpec
 from .tensor_checks import extremes
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quamba.errors import QuambaError
-from quamba.layer_stack import LayerStack, decoder_layers, hidden_of, post_hooks, pre_hooks, run_to_head
+from quamba.models.layer_stack import LayerStack, decoder_layers, hidden_of, post_hooks, pre_hooks, run_to_head
 from tests.tiny_causal_lms import VOCAB, tiny_causal_lm
 from tests.tiny_llama import tiny_llama
 

@@ -7,7 +7,7 @@ import torch
 
 import quamba
 from quamba import QuambaError
-from quamba.tensor_checks import check_tensors, unfit_tensors
+from quamba.models.tensor_checks import check_tensors, unfit_tensors
 from quamba.weights.method import WeightMethod
 from tests.tiny_falcon_mamba import tiny_falcon_mamba
 from tests.tiny_hybrids import HYBRIDS
