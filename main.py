@@ -10,7 +10,8 @@ from rich.table import Table
 
 import quamba
 import utils
-from quamba.architectures import architecture_of
+from quamba.architectures.base import architecture_of
+from quamba.architectures.convert import check_model_type, check_quantizable
 from quamba.calibration import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
     Checkpoint,
@@ -25,7 +26,6 @@ from quamba.commands.console import Console
 from quamba.commands.failures import Failures, drop_standard_output, exit_status
 from quamba.commands.run_report import report_lines
 from quamba.commands.weight_options import given_weight_options, weight_method
-from quamba.convert import check_model_type, check_quantizable
 from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate, text_windows
 from quamba.evaluate.log import environment, kernels_run, write_log

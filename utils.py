@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from quamba import QuambaError
-from quamba.architectures import BLOCK_TAPS
+from quamba.architectures.base import BLOCK_TAPS
 from quamba.checkpoint import Checkpoint
 from quamba.commands.arguments import positive_int, seed
 from quamba.commands.hybrid_options import HYBRID_OPTIONS, HYBRID_SUFFIX, is_hybrid, layer_schemes, lowest_bits

@@ -30,8 +30,8 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from benchmarks.speed.worker import Worker
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import calibrate
-from quamba.convert import install_float_mixers
 from quamba.decoder import Decoder
 from quamba.study.markdown import markdown_table
 from quamba.tap_observers import parse_observers

@@ -17,8 +17,8 @@ import quamba.waiting  # noqa: F401  (before torch: it sets how OpenMP's threads
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import calibrate
-from quamba.convert import install_float_mixers
 from quamba.quantize import transform
 from quamba.tap_observers import parse_observers
 

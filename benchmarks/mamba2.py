@@ -17,8 +17,8 @@ import quamba  # before torch: it sets how OpenMP's threads wait
 # isort: split
 import torch
 
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import default_text
-from quamba.convert import install_float_mixers
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import compare, perplexity
 from quamba.evaluate.compare import perplexity_ratio

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
 from benchmarks.made_by import LIBRARIES, PACKAGE, sources_sha256
 from quamba.activations import open_activations
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import calibrate, default_text, model_fingerprint
-from quamba.convert import install_float_mixers
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import EvaluationResult, compare
 from quamba.evaluate.compare import perplexity_ratio

@@ -30,7 +30,7 @@ class ChannelMaxima:
             if not (hasattr(mixer, "taps") and hasattr(mixer, "dt_bias")):
                 raise QuambaError(
                     f"layer {index} has a {type(mixer).__name__}, which shows no {TAP} of several heads: only Mamba2 "
-                    "models have them, after quamba.convert.install_float_mixers(model)"
+                    "models have them, after quamba.architectures.convert.install_float_mixers(model)"
                 )
         self._observers = {index: PerChannelMinmaxObserver() for index in self._mixers}
         self._hooks: list = []

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .architectures import architecture_of
-from .convert import check_architecture, install_float_mixers
+from .architectures.base import architecture_of
+from .architectures.convert import check_architecture, install_float_mixers
 from .errors import QuambaError
 from .graphs import RecordedStep
 from .models.mamba_slots import hybrid_of, mamba_slots

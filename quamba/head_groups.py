@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .architectures import ARCHITECTURES, architecture_of
+from .architectures.base import ARCHITECTURES, architecture_of
 from .channel_maxima import collect_channel_maxima
 from .errors import QuambaError
 from .models.mamba_slots import block_config, mamba_slots

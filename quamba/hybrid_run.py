@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architectures import architecture_of
+from .architectures.base import architecture_of
+from .architectures.convert import check_transformable, install_float_mixers, quantized_mixer
 from .calibration import calibrate
-from .convert import check_transformable, install_float_mixers, quantized_mixer
 from .errors import QuambaError
 from .head_groups import HeadGroups
 from .hybrid_budget import Budget

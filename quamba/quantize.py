@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import convert
-from .architectures import architecture_of
+from .architectures import convert
+from .architectures.base import architecture_of
 from .calibration import CalibrationResult, CalibrationText, model_fingerprint
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError

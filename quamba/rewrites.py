@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from .architectures import architecture_of
+from .architectures.base import architecture_of
 from .errors import QuambaError
 from .models.mamba_slots import hybrid_of
 from .transforms import fuse_final_norm, reorder, rotate_out_proj

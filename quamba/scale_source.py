@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import convert
 from .activations import ActivationRecorder
-from .architectures import architecture_of
+from .architectures import convert
+from .architectures.base import architecture_of
 from .calibration import (
     CalibrationResult,
     CalibrationText,

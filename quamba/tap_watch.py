@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import numerics
 from .activations import ActivationRecorder
-from .convert import tap_modules
+from .architectures.convert import tap_modules
 from .errors import QuambaError
 from .models.mamba_slots import mamba_slots
 from .nn.mamba2 import Mamba2Sizes

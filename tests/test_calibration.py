@@ -9,6 +9,7 @@ import torch
 
 from quamba import calibration, numerics, tap_watch
 from quamba.activations import ActivationRecorder, open_activations
+from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.calibration import (
     CalibrationResult,
     CalibrationText,
@@ -17,7 +18,6 @@ from quamba.calibration import (
     default_text,
     model_fingerprint,
 )
-from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.data import EMBEDDED_MODELS, embedded_model_dir
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS

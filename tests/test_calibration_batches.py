@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quamba import tap_watch
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import calibrate
-from quamba.convert import install_float_mixers
 from quamba.observers.per_tensor import Observer, observer_names, register_observer
 from quamba.tap_observers import parse_observers
 

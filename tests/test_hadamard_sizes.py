@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import quamba
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.decoder import Decoder
 from quamba.errors import QuambaError
 

@@ -7,8 +7,8 @@ import torch
 
 import quamba
 from quamba import CalibrationResult, QuambaError, numerics
+from quamba.architectures.convert import install_float_mixers
 from quamba.checkpoint import recipe_of
-from quamba.convert import install_float_mixers
 from quamba.head_groups import HeadGroups
 from quamba.observers.per_tensor import create_observer, observer_names
 from quamba.weights.method import WeightMethod

@@ -7,7 +7,7 @@ import torch
 
 import quamba
 from quamba import QuambaError
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.head_groups import HeadGroups
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes

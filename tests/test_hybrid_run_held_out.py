@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import quamba
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import default_text
-from quamba.convert import install_float_mixers
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import perplexity
 from quamba.hybrid_budget import Budget

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quamba import layer_sensitivity
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.layer_sensitivity import layer_sensitivities, sum_of_divergences
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import main
-from quamba.architectures import ARCHITECTURES
+from quamba.architectures.base import ARCHITECTURES
 from quamba.data import EMBEDDED_MODELS
 from quamba.tap_observers import DEFAULT_OBSERVERS
 from tests.test_main import place, process_state, read_log  # noqa: F401 (fixtures)

@@ -18,7 +18,7 @@ from transformers import (
 
 import quamba
 from quamba import CalibrationText, QuambaError
-from quamba.architectures import architecture_of
+from quamba.architectures.base import architecture_of
 from quamba.checkpoint import recipe_of
 from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.models.memory import tensor_bytes

@@ -2,8 +2,8 @@
 
 import pytest
 
-from quamba.architectures import ARCHITECTURES, BLOCK_TAPS
-from quamba.convert import HEAD_TAP
+from quamba.architectures.base import ARCHITECTURES, BLOCK_TAPS
+from quamba.architectures.convert import HEAD_TAP
 from quamba.errors import QuambaError
 from quamba.nn.taps import STATE_TAP
 from quamba.observers.per_tensor import observer_names

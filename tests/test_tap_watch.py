@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from quamba import QuambaError, numerics, tap_watch
+from quamba.architectures.convert import install_float_mixers, tap_modules
 from quamba.calibration import calibrate
-from quamba.convert import install_float_mixers, tap_modules
 from quamba.nn.mamba2 import TAPS
 from quamba.nn.taps import STATE_TAP
 from quamba.observers.grouped import GroupedObserver

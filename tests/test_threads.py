@@ -11,9 +11,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import quamba
+from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import CalibrationText
 from quamba.checkpoint.load_float import quiet_transformers
-from quamba.convert import install_float_mixers
 from quamba.decoder import Decoder
 from quamba.nn.embedding import QuantEmbedding
 from quamba.nn.mamba2 import Mamba2Mixer

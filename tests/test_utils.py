@@ -8,7 +8,7 @@ import torch
 
 import utils
 from quamba import QuambaError
-from quamba.architectures import BLOCK_TAPS
+from quamba.architectures.base import BLOCK_TAPS
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
 from quamba.nn.mamba1 import TAPS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import quamba
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.scheme.recipe import weight_spec
 from quamba.weight_calibration import round_weights

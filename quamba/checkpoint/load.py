@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import ops
-from ..convert import install_float_mixers, is_supported
+from ..architectures.convert import install_float_mixers, is_supported
 from ..errors import QuambaError
 from .load_float import load_float
 from .quantized import METHOD, load_quantized

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..architectures.convert import build_skeleton, leave_files
 from ..borders import foreign
-from ..convert import build_skeleton, leave_files
 from ..errors import QuambaError
 from ..models.memory import tensor_bytes
 from ..models.model_checks import check_placement

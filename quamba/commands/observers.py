@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, open_activations, synthetic_activations
+from ..architectures.convert import check_transformable
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from ..convert import check_transformable
 from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..activations import check_recordable
+from ..architectures.convert import quantized_bytes
 from ..calibration import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
-from ..convert import quantized_bytes
 from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable

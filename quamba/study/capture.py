@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import ActivationRecorder
+from ..architectures.convert import HEAD_TAP, check_transformable, install_float_mixers
 from ..calibration import CalibrationText, calibrate
-from ..convert import HEAD_TAP, check_transformable, install_float_mixers
 from ..errors import QuambaError
 from ..models.mamba_slots import mamba_slots
 from ..models.model_checks import check_float_model, check_float_tensors

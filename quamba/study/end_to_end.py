@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from ..architectures.convert import HEAD_TAP
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint
-from ..convert import HEAD_TAP
 from ..data import EmbeddedDefaults, load_text
 from ..errors import QuambaError
 from ..evaluate import EvaluationResult, compare, evaluate

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from .. import numerics
-from ..convert import tap_modules
+from ..architectures.convert import tap_modules
 from ..errors import QuambaError
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..architectures.convert import install_float_mixers, is_supported
+from ..architectures.linear_sites import NORM_READERS
 from ..checkpoint import recipe_of
-from ..convert import install_float_mixers, is_supported
 from ..errors import QuambaError
 from ..models.layer_stack import decoder_layers, hidden_of
 from ..models.text_config import text_config
@@ -22,7 +23,6 @@ from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.weight import QuantWeight
 from ..quantize import transform
 from ..transforms import apply_hadamard
-from ..weight_sites import NORM_READERS
 from ..weights.head import head_chunks
 from .diagnose import (
     LayerDifference,

@@ -59,7 +59,7 @@ def rotate_out_proj(model: torch.nn.Module) -> None:
         if not hasattr(mixer, "hadamard_out"):
             raise QuambaError(
                 f"layer {index} has a {type(mixer).__name__}, which cannot rotate its output: "
-                "call quamba.convert.install_float_mixers(model) first"
+                "call quamba.architectures.convert.install_float_mixers(model) first"
             )
         if mixer.hadamard_out:
             raise QuambaError(f"layer {index}'s out_proj is rotated already")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
 
 from quamba import ops
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.hadamard import base_on
 from quamba.nn.placement import place_weights
 from quamba.ops.composed import COMPOSED

@@ -12,7 +12,7 @@ import torch
 
 import quamba
 from quamba import ops
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.evaluate.log import environment, is_current_log, items_path, kernels_run, write_log
 

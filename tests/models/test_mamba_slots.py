@@ -15,7 +15,8 @@ from transformers import (
 
 from quamba import CalibrationText, QuambaError
 from quamba.activations import open_activations
-from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
+from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
+from quamba.architectures.linear_sites import find_sites
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.models.mamba_slots import HYBRIDS as TABLE
@@ -23,7 +24,6 @@ from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
 from quamba.rewrites import transform
 from quamba.study.capture import capture
-from quamba.weight_sites import find_sites
 from tests.scheme_variants import calibrates, quantize_variant
 from tests.tiny_hybrids import (
     ATTENTION,

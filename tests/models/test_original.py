@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 import quamba
-from quamba import QuambaError, convert
+from quamba import QuambaError
+from quamba.architectures import convert
 from quamba.checkpoint import recipe_of
 from quamba.models.layer_stack import decoder_layers, final_norm
 from quamba.models.original import in_eval_mode, require_whole

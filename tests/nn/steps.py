@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from quamba import ops
-from quamba.architectures import architecture_of
+from quamba.architectures.base import architecture_of
 from quamba.nn.step import Step
 from quamba.ops import reference
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant

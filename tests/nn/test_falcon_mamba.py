@@ -6,13 +6,13 @@ from transformers import DynamicCache
 
 import quamba
 from quamba import ops
-from quamba.architectures import ARCHITECTURES, architecture_of
-from quamba.convert import install_float_mixers, tap_modules
+from quamba.architectures.base import ARCHITECTURES, architecture_of
+from quamba.architectures.convert import install_float_mixers, tap_modules
+from quamba.architectures.linear_sites import find_sites
 from quamba.decoder import Decoder
 from quamba.nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
 from quamba.nn.mamba1_step import Mamba1Step
 from quamba.ops import reference
-from quamba.weight_sites import find_sites
 from quamba.weights.method import WeightMethod
 from tests.nn.plain_recurrence import plain_logits
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from tests.nn.plain_recurrence import plain_logits
 
 LIMITS = {"time_step_limit": (0.2, 0.9)}  # of dt, which the tiny model's biases let lie between 0.05 and 1.3

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.nn.embedding import QuantHead
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear

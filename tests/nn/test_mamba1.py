@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quamba import numerics, ops
-from quamba.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
+from quamba.architectures.convert import HEAD_TAP, convert, install_float_mixers, tap_modules
 from quamba.nn.mamba1 import TAPS
 from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference

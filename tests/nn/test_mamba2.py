@@ -5,8 +5,8 @@ import torch
 from transformers import DynamicCache
 
 from quamba import numerics, ops
+from quamba.architectures.convert import convert, install_float_mixers, static_tap_names
 from quamba.calibration import calibrate
-from quamba.convert import convert, install_float_mixers, static_tap_names
 from quamba.errors import QuambaError
 from quamba.nn.linear import QuantLinear
 from quamba.nn.mamba2 import TAPS, Mamba2Sizes, QuantMamba2Mixer

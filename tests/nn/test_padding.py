@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.nn.states import real_tokens
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant

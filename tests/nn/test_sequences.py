@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from quamba import ops
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.nn.embedding import QuantHead
 from quamba.nn.mamba2 import SCAN_CHUNK
 from tests.nn.steps import INT8_STATES, quantized, relative_error, states

@@ -7,8 +7,8 @@ import torch
 
 import quamba
 from quamba import numerics
+from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.calibration import calibrate, model_fingerprint
-from quamba.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import TAPS
 from quamba.rewrites import transform

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.models.tying import untie_embedding
 from quamba.transforms import fuse_final_norm, fuse_gated_norm, fuse_norm
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.hadamard import hadamard_base, hadamard_matrix
 from quamba.transforms import apply_hadamard, fuse_gated_norm, rotate_out_proj

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from quamba.architectures import architecture_of
-from quamba.convert import install_float_mixers
+from quamba.architectures.base import architecture_of
+from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.transforms import apply_hadamard, fuse_final_norm, fuse_norm, rotate_out_proj, rotate_residual
 

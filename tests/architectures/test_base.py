@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from quamba.architectures import ARCHITECTURES, BLOCK_TAPS, architecture_of
-from quamba.convert import HEAD_TAP, check_architecture, install_float_mixers, tap_modules
+from quamba.architectures.base import ARCHITECTURES, BLOCK_TAPS, architecture_of
+from quamba.architectures.convert import HEAD_TAP, check_architecture, install_float_mixers, tap_modules
 from quamba.errors import QuambaError
 from quamba.nn.taps import PER_TOKEN_TAPS, STATE_TAP
 from quamba.tap_observers import DEFAULT_OBSERVERS

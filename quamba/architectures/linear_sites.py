@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architectures import Architecture, architecture_of
-from .errors import QuambaError
-from .models.layer_stack import decoder_layers, pre_hooks, run_to_head
-from .models.mamba_slots import MambaSlot, mamba_slots
-from .nn.taps import PER_TOKEN_TAPS
+from ..errors import QuambaError
+from ..models.layer_stack import decoder_layers, pre_hooks, run_to_head
+from ..models.mamba_slots import MambaSlot, mamba_slots
+from ..nn.taps import PER_TOKEN_TAPS
+from .base import Architecture, architecture_of
 
 # class of the model -> norm -> the linear layers that together are all that reads it: their vector goes into its weight
 _LLAMA = {

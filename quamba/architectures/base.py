@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig
 
-from . import hadamard
-from .errors import QuambaError
-from .models.mamba_slots import hybrid_of, mamba_slots
-from .nn.mamba1 import TAPS as MAMBA1_TAPS
-from .nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
-from .nn.mamba1_step import Mamba1Step
-from .nn.mamba2 import SCAN_CHUNK, Mamba2Mixer, Mamba2Sizes, QuantMamba2Mixer
-from .nn.mamba2 import TAPS as MAMBA2_TAPS
-from .nn.mamba2_step import Mamba2Step
-from .nn.mixer import QuantMixer
-from .ops.schemas import MAX_CONV_WIDTH
-from .transforms import fuse_gated_norm, fuse_norm
+from .. import hadamard
+from ..errors import QuambaError
+from ..models.mamba_slots import hybrid_of, mamba_slots
+from ..nn.mamba1 import TAPS as MAMBA1_TAPS
+from ..nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
+from ..nn.mamba1_step import Mamba1Step
+from ..nn.mamba2 import SCAN_CHUNK, Mamba2Mixer, Mamba2Sizes, QuantMamba2Mixer
+from ..nn.mamba2 import TAPS as MAMBA2_TAPS
+from ..nn.mamba2_step import Mamba2Step
+from ..nn.mixer import QuantMixer
+from ..ops.schemas import MAX_CONV_WIDTH
+from ..transforms import fuse_gated_norm, fuse_norm
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from quamba.convert import install_float_mixers
+from quamba.architectures.convert import install_float_mixers
+from quamba.architectures.linear_sites import find_sites, watching
 from quamba.errors import QuambaError
-from quamba.weight_sites import find_sites, watching
 from tests.tiny_llama import tiny_llama
 
 

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .architectures import ARCHITECTURES, Architecture, architecture_of
-from .errors import QuambaError
-from .models.layer_stack import decoder_layers, final_norm
-from .models.mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
-from .models.tying import state_tying, untie_embedding
-from .nn.embedding import QuantEmbedding, QuantHead
-from .nn.linear import WeightOnlyLinear
-from .nn.module import FIRST_USE, QuantModule
-from .nn.norm import FinalNorm, PassThroughNorm
-from .nn.taps import STATE_TAP, static_taps, tap_name
-from .scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
-from .weight_sites import NORM_READERS
-from .weights.awq import fold_into_norm
-from .weights.rounded import RoundedWeight
+from ..errors import QuambaError
+from ..models.layer_stack import decoder_layers, final_norm
+from ..models.mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
+from ..models.tying import state_tying, untie_embedding
+from ..nn.embedding import QuantEmbedding, QuantHead
+from ..nn.linear import WeightOnlyLinear
+from ..nn.module import FIRST_USE, QuantModule
+from ..nn.norm import FinalNorm, PassThroughNorm
+from ..nn.taps import STATE_TAP, static_taps, tap_name
+from ..scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
+from ..weights.awq import fold_into_norm
+from ..weights.rounded import RoundedWeight
+from .base import ARCHITECTURES, Architecture, architecture_of
+from .linear_sites import NORM_READERS
 
 HEAD_TAP = "head_in"
 
