@@ -26,7 +26,6 @@ from quamba.commands.console import Console
 from quamba.commands.failures import Failures, drop_standard_output, exit_status
 from quamba.commands.run_report import report_lines
 from quamba.commands.weight_options import given_weight_options, weight_method
-from quamba.data import asset_hashes
 from quamba.evaluate import EvaluationResult, compare, evaluate, text_windows
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import summary_table
@@ -38,7 +37,8 @@ from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
 from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
-from quamba.text_sources import data_dir_for
+from quamba.text.data import asset_hashes
+from quamba.text.sources import data_dir_for
 from quamba.weight_resume import ResumeFolder
 
 console = Console()

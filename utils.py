@@ -19,7 +19,7 @@ from quamba.head_groups import HeadGroups
 from quamba.nn.taps import STATE_TAP
 from quamba.scheme.recipe import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.tap_observers import check_observer_options, parse_observers
-from quamba.text_sources import FOLDER_TEXTS
+from quamba.text.sources import FOLDER_TEXTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # options that need --quantize: those that quamba.quantize takes by their names, others, those of calibration

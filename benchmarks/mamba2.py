@@ -19,7 +19,6 @@ import torch
 
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import default_text
-from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import compare, perplexity
 from quamba.evaluate.compare import perplexity_ratio
 from quamba.head_groups import HeadGroups
@@ -35,6 +34,7 @@ from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.study.saving import save_figure
 from quamba.tap_observers import DEFAULT_OBSERVERS
+from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 GROUPED = {"group_heads": HeadGroups()}
 TABLES_8 = {"quantize_embedding": True, "quantize_lm_head": True, "embedding_bits": 8, "lm_head_bits": 8}

@@ -21,7 +21,6 @@ from benchmarks.made_by import LIBRARIES, PACKAGE, sources_sha256
 from quamba.activations import open_activations
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration import calibrate, default_text, model_fingerprint
-from quamba.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.evaluate import EvaluationResult, compare
 from quamba.evaluate.compare import perplexity_ratio
 from quamba.evaluate.perplexity import PerplexityResult, perplexity
@@ -33,6 +32,7 @@ from quamba.study.comparison import compare_strategies
 from quamba.study.fake_quantize import fake_quantized
 from quamba.study.strategies import parse_strategies, parse_strategy
 from quamba.tap_observers import parse_observers
+from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 MODEL = "mamba-tiny"
 RATIOS = (0.95, 0.97, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
-from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate import compare
+from quamba.text.data import EMBEDDED_MODELS
 
 INT8_TABLES = {"quantize_embedding": True, "quantize_lm_head": True}
 # label -> (observer of each tap, constructor arguments by observer, further arguments of quamba.quantize)

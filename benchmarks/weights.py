@@ -21,10 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
 from quamba.calibration import CalibrationText
-from quamba.data import evaluation_windows, load_text
 from quamba.evaluate.compare import paired_bootstrap
 from quamba.evaluate.perplexity import perplexity
 from quamba.storage.files import write_output
+from quamba.text.data import evaluation_windows, load_text
 from quamba.weights.method import WeightMethod
 from quamba.weights.rounding import FlipOptions
 

@@ -16,7 +16,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .activations import ActivationRecorder
-from .data import (
+from .errors import QuambaError
+from .models.positions import check_positions, max_positions
+from .models.text_config import text_config
+from .nn.taps import split_tap_name
+from .storage.files import write_text_atomically
+from .tap_watch import Calibrator, TapResult
+from .text.data import (
     EMBEDDED_MODELS,
     PLAIN_WIKITEXT,
     SAMPLINGS,
@@ -25,13 +31,7 @@ from .data import (
     first_windows,
     load_text,
 )
-from .errors import QuambaError
-from .models.positions import check_positions, max_positions
-from .models.text_config import text_config
-from .nn.taps import split_tap_name
-from .storage.files import write_text_atomically
-from .tap_watch import Calibrator, TapResult
-from .token_cache import tokenizer_sha256
+from .text.token_cache import tokenizer_sha256
 from .transforms.clusters import ChannelOrder
 
 logger = logging.getLogger(__name__)

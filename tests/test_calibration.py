@@ -18,12 +18,12 @@ from quamba.calibration import (
     default_text,
     model_fingerprint,
 )
-from quamba.data import EMBEDDED_MODELS, embedded_model_dir
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observers.per_tensor import Observer, create_observer, observer_names, register_observer
 from quamba.tap_observers import DEFAULT_OBSERVERS, parse_observers
 from quamba.tap_watch import Calibrator
+from quamba.text.data import EMBEDDED_MODELS, embedded_model_dir
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 

@@ -13,8 +13,8 @@ import quamba
 from quamba.activations import open_activations
 from quamba.calibration import CalibrationResult
 from quamba.checkpoint import recipe_of
-from quamba.data import load_text, text_sha256
 from quamba.study.result_log import read_logs
+from quamba.text.data import load_text, text_sha256
 
 ROOT = Path(main.__file__).parent
 VOCABULARY = 50

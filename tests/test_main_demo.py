@@ -5,8 +5,8 @@ import torch
 
 import main
 from quamba.architectures.base import ARCHITECTURES
-from quamba.data import EMBEDDED_MODELS
 from quamba.tap_observers import DEFAULT_OBSERVERS
+from quamba.text.data import EMBEDDED_MODELS
 from tests.test_main import place, process_state, read_log  # noqa: F401 (fixtures)
 
 

@@ -5,10 +5,10 @@ import json
 import os
 import sys
 
-from ..data import EMBEDDED_TEXT, TEXT_NAMES
 from ..study.compare_models import compare_models, read_texts, to_dict, to_markdown, window_sizes
 from ..study.model_sources import DTYPES, ModelSource, find_models
-from ..text_sources import FOLDER_TEXTS
+from ..text.data import EMBEDDED_TEXT, TEXT_NAMES
+from ..text.sources import FOLDER_TEXTS
 from .arguments import names, positive_int, seed, share
 from .output import add_output_arguments, check_command_outputs, write_report
 

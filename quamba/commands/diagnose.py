@@ -6,12 +6,12 @@ import os
 import sys
 from functools import partial
 
-from ..data import EMBEDDED_TEXT, TEXT_NAMES, load_text, token_stream
 from ..errors import QuambaError
 from ..study.diagnose import sample_windows
 from ..study.diagnosis_report import to_dict, to_markdown
 from ..study.model_diagnosis import diagnose
 from ..study.model_sources import DTYPES, common_tokens, find_models
+from ..text.data import EMBEDDED_TEXT, TEXT_NAMES, load_text, token_stream
 from .arguments import names, positive_int
 from .output import add_output_arguments, check_command_outputs, write_report
 

@@ -13,7 +13,6 @@ from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, op
 from ..architectures.convert import check_transformable
 from ..calibration import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from ..data import EMBEDDED_MODELS, EmbeddedDefaults
 from ..errors import QuambaError
 from ..evaluate.log import finite
 from ..nn.taps import tap_name
@@ -25,6 +24,7 @@ from ..study.end_to_end import Evaluation, measure_strategies, observers_of
 from ..study.report import TERMINAL_WIDTH, aggregate_sections, detail_section, verdict_lines
 from ..study.strategies import BASELINE, Strategy, parse_strategies
 from ..study.verdict import EndToEnd, Rule, judge, verdict_dict
+from ..text.data import EMBEDDED_MODELS, EmbeddedDefaults
 from .arguments import names, positive_int, seed, share
 from .console import Console
 from .failures import Failures

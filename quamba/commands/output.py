@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..data import TEXT_NAMES
 from ..errors import QuambaError
 from ..storage.files import write_output
 from ..storage.outputs import FILE, SHARED, Output, check_outputs
+from ..text.data import TEXT_NAMES
 from .console import Console
 
 KINDS = {"output": FILE, "plot": FILE, "json": FILE, "save_activations": SHARED}  # options of commands that are outputs

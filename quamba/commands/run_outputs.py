@@ -11,12 +11,12 @@ from ..activations import check_recordable
 from ..architectures.convert import quantized_bytes
 from ..calibration import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
-from ..data import TEXT_NAMES
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable
 from ..models.memory import float_bytes
 from ..scheme.recipe import QuantizationRecipe
 from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
+from ..text.data import TEXT_NAMES
 from . import hybrid_options, run_texts
 
 DEQUANTIZED, MODEL = "--save_dequantized", "--pretrained_dir"

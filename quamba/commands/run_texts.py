@@ -5,16 +5,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import text_sources
 from ..architectures.base import ARCHITECTURES
 from ..calibration import CalibrationResult, CalibrationText
 from ..checkpoint import METHOD, Checkpoint
 from ..checkpoint.load_float import read_model_config
-from ..data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ..errors import QuambaError
 from ..models.positions import max_positions
 from ..scheme.recipe import FLOAT, SCHEMES
-from ..text_sources import data_dir_for, find_data_files
+from ..text import sources as text_sources
+from ..text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
+from ..text.sources import data_dir_for, find_data_files
 from ..weight_run import WINDOWS
 from ..weights.method import WeightMethod
 from .hybrid_options import HYBRID_SUFFIX

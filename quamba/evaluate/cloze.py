@@ -1,6 +1,6 @@
 """The items of the embedded lm-eval task `stdlib_cloze`."""
 
-from ..data import read_asset_rows
+from ..text.data import read_asset_rows
 
 
 def load_items(**_):

@@ -30,11 +30,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..borders import foreign
 from ..checkpoint import DTYPES, load_checkpoint, resolve_checkpoint, saved_dtype
-from ..data import ASSETS, embedded_model_dir
 from ..errors import QuambaError
 from ..models.original import in_eval_mode
 from ..models.positions import check_positions
 from ..models.tying import truly_tied
+from ..text.data import ASSETS, embedded_model_dir
 
 logger = logging.getLogger(__name__)
 

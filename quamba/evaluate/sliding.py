@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..data import token_stream
 from ..errors import QuambaError
+from ..text.data import token_stream
 from .perplexity import PerplexityResult, Window, window_perplexity
 
 DOCUMENT_BREAK = "\n\n"

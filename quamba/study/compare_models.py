@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 
 from ..checkpoint import recipe_of
-from ..data import load_text, text_sha256
 from ..errors import QuambaError
 from ..evaluate.compare import perplexity_ratio
 from ..evaluate.log import finite
 from ..evaluate.perplexity import PerplexityResult, Window
 from ..evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
-from ..text_sources import check_data_dir, data_dir_for
+from ..text.data import load_text, text_sha256
+from ..text.sources import check_data_dir, data_dir_for
 from .compare_logs import Change
 from .markdown import markdown_table
 from .model_sources import ModelSource, common_tokens

@@ -14,12 +14,12 @@ from quamba.__main__ import main
 from quamba.activations import ActivationRecorder, open_activations
 from quamba.calibration import CalibrationText
 from quamba.commands import observers
-from quamba.data import EMBEDDED_MODELS
 from quamba.evaluate.compare import Interval
 from quamba.study.comparison import NORMAL_RATIO, compare_strategies
 from quamba.study.end_to_end import Evaluation
 from quamba.study.strategies import parse_strategies
 from quamba.study.verdict import EndToEnd, Rule
+from quamba.text.data import EMBEDDED_MODELS
 
 from ..markdown_tables import parse_markdown
 

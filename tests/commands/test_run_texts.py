@@ -10,8 +10,8 @@ from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
-from quamba.data import EMBEDDED_MODELS
 from quamba.scheme.recipe import SCHEMES
+from quamba.text.data import EMBEDDED_MODELS
 from tests.test_utils import EMBEDDED, OTHER, parse
 
 TINY = EMBEDDED_MODELS["mamba-tiny"]

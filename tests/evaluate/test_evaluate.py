@@ -4,8 +4,8 @@ import pytest
 
 import quamba
 from quamba import QuambaError
-from quamba.data import evaluation_windows, load_text, text_sha256
 from quamba.evaluate import EvaluationResult, compare, perplexity
+from quamba.text.data import evaluation_windows, load_text, text_sha256
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import yaml
 from lm_eval.api.registry import get_model
 
 import quamba
-from quamba.data import read_asset_rows
 from quamba.errors import QuambaError
 from quamba.evaluate.lm_eval import TASKS_DIR, QuambaLM, TaskManager, run_tasks
+from quamba.text.data import read_asset_rows
 from tests.tiny_llama import tiny_llama
 
 

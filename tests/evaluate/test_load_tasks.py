@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from quamba.data import load_text
 from quamba.errors import QuambaError
 from quamba.evaluate import evaluate, text_windows
 from quamba.evaluate.lm_eval import _task_manager, load_tasks
+from quamba.text.data import load_text
 
 TASK = {
     "task": "mine",

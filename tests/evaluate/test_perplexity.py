@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, MambaForCausalLM, PreTrainedConfig
 
-from quamba.data import embedded_model_dir, evaluation_windows, load_text
 from quamba.errors import QuambaError
 from quamba.evaluate import perplexity
+from quamba.text.data import embedded_model_dir, evaluation_windows, load_text
 
 MODULE = importlib.import_module("quamba.evaluate.perplexity")
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quamba.data import evaluation_windows
 from quamba.errors import QuambaError
 from quamba.evaluate import perplexity, perplexity_ratio
 from quamba.evaluate.perplexity import Window, window_perplexity
 from quamba.evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
+from quamba.text.data import evaluation_windows
 
 
 def stream_of(length: int, vocabulary: int = 96) -> torch.Tensor:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import QuambaError
-from .storage.files import replace_atomically
-from .text_sources import text_sha256
+from ..errors import QuambaError
+from ..storage.files import replace_atomically
+from .sources import text_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from quamba import data, token_cache
+from quamba.text import data, token_cache
 
 DOCUMENTS = ["w1 w2 w3", "", "w4 w5"]
 

@@ -8,9 +8,9 @@ import datasets
 import pytest
 import zstandard
 
-from quamba import text_files, text_sources
-from quamba.data import load_text
 from quamba.errors import QuambaError
+from quamba.text import files, sources
+from quamba.text.data import load_text
 
 # as the files have it: blank lines are " ", headings stand between such
 WIKITEXT = """ 
@@ -59,32 +59,32 @@ def json_rows(*texts: str) -> bytes:
 
 
 def test_an_article_begins_at_its_title_and_not_at_a_section():
-    lobster, song = text_sources.split_articles(ROWS)
+    lobster, song = sources.split_articles(ROWS)
     assert lobster.startswith("\n\n = Lobster = \n") and lobster.endswith(" They swim . \n\n\n")
     assert song.startswith(" = E = mc2 ( song ) = \n") and "3 = 3" in song
-    assert "\n\n".join([lobster, song]) == text_sources.running_text(ROWS)
+    assert "\n\n".join([lobster, song]) == sources.running_text(ROWS)
 
 
 @pytest.mark.parametrize(
     "row", [" = = Section = = \n", "= = x", " = \n", " = = \n", " = x\n", "a = b = ", " = x = = \n"]
 )
 def test_other_lines_with_equals_signs_are_no_titles(row):
-    assert len(text_sources.split_articles([" = Title = \n", "text\n", "", row, "", "text\n"])) == 1
+    assert len(sources.split_articles([" = Title = \n", "text\n", "", row, "", "text\n"])) == 1
 
 
 def test_a_formula_within_a_paragraph_is_no_title():
     """As in the test split's article on constant k filters."""
     rows = ["of image <unk> correspond to\n", " = 1 <unk> / s and a nominal <unk> k = \n", " 1 <unk> . This is\n"]
-    assert len(text_sources.split_articles([" = Constant k filter = \n", "", *rows])) == 1
+    assert len(sources.split_articles([" = Constant k filter = \n", "", *rows])) == 1
 
 
 def test_text_before_the_first_title_is_a_document_and_text_without_titles_is_one():
-    assert text_sources.split_articles(["preface\n", "", " = A = \n"]) == ["preface\n\n\n", " = A = \n"]
-    assert text_sources.split_articles(["a\n", "", "b\n"]) == ["a\n\n\n\n\nb\n"]
+    assert sources.split_articles(["preface\n", "", " = A = \n"]) == ["preface\n\n\n", " = A = \n"]
+    assert sources.split_articles(["a\n", "", "b\n"]) == ["a\n\n\n\n\nb\n"]
 
 
 def test_plain_wikitext_is_its_lines_that_are_not_blank():
-    plain = text_sources.plain_text(ROWS)
+    plain = sources.plain_text(ROWS)
     assert plain.split("\n") == [line for line in WIKITEXT.split("\n") if line.strip()]
     assert plain.startswith(" = Lobster = \n A lobster is blue . \n = = Life")
 
@@ -121,13 +121,13 @@ def test_other_usual_names_of_the_files_are_known(tmp_path, no_hub, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(WIKITEXT)
     (tmp_path / "README.txt").write_text("about")
-    assert load_text("wikitext2", data_dir=str(tmp_path)) == [text_sources.running_text(ROWS)]
+    assert load_text("wikitext2", data_dir=str(tmp_path)) == [sources.running_text(ROWS)]
 
 
 def test_several_forms_of_one_part_are_read_once(tmp_path, no_hub):
     for name in ("train.txt", "wiki.train.raw", "wiki.train.tokens"):
         (tmp_path / name).write_text(name)
-    assert text_sources.find_data_files("wikitext2", "calibration", tmp_path) == [tmp_path / "train.txt"]
+    assert sources.find_data_files("wikitext2", "calibration", tmp_path) == [tmp_path / "train.txt"]
     assert load_text("wikitext2", data_dir=tmp_path) == ["train.txt\n"]
 
 
@@ -146,7 +146,7 @@ def test_the_data_may_be_a_single_file(wikitext):
 
 
 @pytest.mark.parametrize("name", ["c4", "pile"])
-@pytest.mark.parametrize("suffix", text_files.JSON_SUFFIXES)
+@pytest.mark.parametrize("suffix", files.JSON_SUFFIXES)
 def test_json_rows_are_read_packed_and_unpacked(tmp_path, no_hub, name, suffix):
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(suffix).suffix, bytes)
     (tmp_path / f"a{suffix}").write_bytes(pack(json_rows("one\u2028", " ")) + pack(json_rows("two")))  # two frames
@@ -156,7 +156,7 @@ def test_json_rows_are_read_packed_and_unpacked(tmp_path, no_hub, name, suffix):
 
 
 def test_no_more_rows_are_read_than_the_hub_would_give(tmp_path, no_hub):
-    limit = text_sources.HUB_TEXTS["c4"]["calibration"].rows
+    limit = sources.HUB_TEXTS["c4"]["calibration"].rows
     (tmp_path / "train-0.jsonl").write_bytes(json_rows(*["x"] * (limit - 1)))
     (tmp_path / "train-1.jsonl").write_bytes(json_rows("last") + b"this line is not looked at\n")
     documents = load_text("c4", data_dir=tmp_path)
@@ -200,7 +200,7 @@ def test_files_of_another_text_and_of_the_test_split_are_left_alone(tmp_path, no
     ],
 )
 def test_the_part_is_told_by_words_of_the_name(name, part):
-    assert text_sources.file_part(Path(name)) == part
+    assert sources.file_part(Path(name)) == part
 
 
 @pytest.mark.parametrize(
@@ -233,22 +233,22 @@ def test_a_folder_stands_in_for_texts_of_the_hub_only(wikitext, monkeypatch, nam
 
 
 def test_a_folder_applies_to_the_texts_that_it_can_stand_in_for():
-    for name in text_sources.FOLDER_TEXTS:
-        assert text_sources.data_dir_for("texts", name) == "texts"
-        assert text_sources.data_dir_for(None, name) is None
+    for name in sources.FOLDER_TEXTS:
+        assert sources.data_dir_for("texts", name) == "texts"
+        assert sources.data_dir_for(None, name) is None
     others = ("stdlib", "lambada", "mine.txt", Path("mine.txt"), Path("c4"))
-    assert [text_sources.data_dir_for("texts", name) for name in others] == [None] * len(others)
-    assert text_sources.data_dir_for("texts", *others) is text_sources.data_dir_for("texts") is None
-    assert text_sources.data_dir_for("texts", *others, "c4") == "texts"
+    assert [sources.data_dir_for("texts", name) for name in others] == [None] * len(others)
+    assert sources.data_dir_for("texts", *others) is sources.data_dir_for("texts") is None
+    assert sources.data_dir_for("texts", *others, "c4") == "texts"
 
 
 def test_a_folder_that_applies_to_no_text_of_a_run_is_an_error_that_names_them():
-    text_sources.check_data_dir(None, "stdlib")
-    text_sources.check_data_dir("texts", "stdlib", "wikitext2", "mine.txt")
+    sources.check_data_dir(None, "stdlib")
+    sources.check_data_dir("texts", "stdlib", "wikitext2", "mine.txt")
     with pytest.raises(QuambaError, match=r"not for the texts 'stdlib', 'mine\.txt': drop it, or name one of those$"):
-        text_sources.check_data_dir("texts", "stdlib", Path("mine.txt"), "stdlib")
+        sources.check_data_dir("texts", "stdlib", Path("mine.txt"), "stdlib")
     with pytest.raises(QuambaError, match=r"^--data_dir texts does nothing in a run that reads no text: drop it$"):
-        text_sources.check_data_dir("texts")
+        sources.check_data_dir("texts")
 
 
 def test_a_folder_that_does_not_exist_or_holds_nothing_is_named(tmp_path):

@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from .borders import foreign
-from .errors import QuambaError
+from ..borders import foreign
+from ..errors import QuambaError
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from quamba import data
 from quamba.errors import QuambaError
+from quamba.text import data
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import QuambaError
-from .text_files import ROW_SUFFIXES, read_rows_file, read_text
+from ..errors import QuambaError
+from .files import ROW_SUFFIXES, read_rows_file, read_text
 
 logger = logging.getLogger(__name__)
 

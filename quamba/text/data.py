@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import QuambaError
-from .text_files import read_local
-from .text_sources import (
+from ..errors import QuambaError
+from .files import read_local
+from .sources import (
     EMBEDDED_TEXT,
     HUB_TEXTS,
     PLAIN_WIKITEXT,
@@ -29,12 +29,12 @@ from .text_sources import (
     running_text,
     split_articles,
 )
-from .text_sources import text_sha256 as text_sha256  # others import it from here
+from .sources import text_sha256 as text_sha256  # others import it from here
 from .token_cache import TokenizedText, tokenize
 
 logger = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 SPLITS = ("calibration", "test")
 LONG_SHARE = 0.5  # of a text, that documents must hold to stand for it
 

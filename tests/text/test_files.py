@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from quamba.data import load_text
 from quamba.errors import QuambaError
+from quamba.text.data import load_text
 
 ROWS = [{"text": "one \u00e9", "id": 1}, {"text": "two", "id": 2}]
 TEXTS = ["one \u00e9", "two"]
