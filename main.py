@@ -12,7 +12,7 @@ import quamba
 import utils
 from quamba.architectures.base import architecture_of
 from quamba.architectures.convert import check_model_type, check_quantizable
-from quamba.calibration import CalibrationResult, CalibrationText
+from quamba.calibration.run import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
     Checkpoint,
     check_savable,

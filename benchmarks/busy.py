@@ -31,10 +31,10 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from benchmarks.speed.worker import Worker
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration import calibrate
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.run import calibrate
 from quamba.decoder import Decoder
 from quamba.study.markdown import markdown_table
-from quamba.tap_observers import parse_observers
 from quamba.weights.method import WeightMethod
 
 VOCAB = 8192

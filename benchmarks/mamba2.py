@@ -18,10 +18,11 @@ import quamba  # before torch: it sets how OpenMP's threads wait
 import torch
 
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration import default_text
+from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.defaults import DEFAULT_OBSERVERS
+from quamba.calibration.run import default_text
 from quamba.evaluate import compare, perplexity
 from quamba.evaluate.compare import perplexity_ratio
-from quamba.head_groups import HeadGroups
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.hybrid_search import Assignment, choose_schemes, frontier
@@ -33,7 +34,6 @@ from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_figures import frontier_figure
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.study.saving import save_figure
-from quamba.tap_observers import DEFAULT_OBSERVERS
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 GROUPED = {"group_heads": HeadGroups()}

@@ -18,9 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
 from benchmarks.made_by import LIBRARIES, PACKAGE, sources_sha256
-from quamba.activations import open_activations
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration import calibrate, default_text, model_fingerprint
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.recording import open_activations
+from quamba.calibration.run import calibrate, default_text, model_fingerprint
 from quamba.evaluate import EvaluationResult, compare
 from quamba.evaluate.compare import perplexity_ratio
 from quamba.evaluate.perplexity import PerplexityResult, perplexity
@@ -31,7 +32,6 @@ from quamba.study.capture import capture
 from quamba.study.comparison import compare_strategies
 from quamba.study.fake_quantize import fake_quantized
 from quamba.study.strategies import parse_strategies, parse_strategy
-from quamba.tap_observers import parse_observers
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 MODEL = "mamba-tiny"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
-from quamba.calibration import CalibrationText
+from quamba.calibration.run import CalibrationText
 from quamba.evaluate.compare import paired_bootstrap
 from quamba.evaluate.perplexity import perplexity
 from quamba.storage.files import write_output

@@ -10,7 +10,7 @@ Imported before torch, it has OpenMP's threads wait briefly before they sleep: s
 """
 
 from . import waiting  # noqa: F401  (first: torch loads OpenMP)
-from .calibration import CalibrationResult, CalibrationText
+from .calibration.run import CalibrationResult, CalibrationText
 from .checkpoint import load
 from .checkpoint import save_quantized as save
 from .errors import QuambaError

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from .architectures.base import architecture_of
 from .architectures.convert import check_transformable, install_float_mixers, quantized_mixer
-from .calibration import calibrate
+from .calibration.channel_groups import HeadGroups
+from .calibration.run import calibrate
 from .errors import QuambaError
-from .head_groups import HeadGroups
 from .hybrid_budget import Budget
 from .hybrid_search import Assignment, check_budget, choose_schemes, search_figures
 from .hybrid_sizes import layer_sizes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .calibration import check_windows
+from .calibration.run import check_windows
 from .errors import QuambaError
 
 MAX_LOGITS = 2**27  # elements of a batch's float logits, which stay in memory: 512 MiB in float32

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .architectures import convert
 from .architectures.base import architecture_of
-from .calibration import CalibrationResult, CalibrationText, model_fingerprint
+from .calibration.channel_groups import HeadGroups
+from .calibration.run import CalibrationResult, CalibrationText, model_fingerprint
 from .checkpoint.quantized import mark_quantized, recipe_of
 from .errors import QuambaError
-from .head_groups import HeadGroups
 from .models.model_checks import check_float_model, check_float_tensors, require_finite_activations
 from .models.original import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
 from .models.tensor_checks import check_tensors

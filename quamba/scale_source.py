@@ -7,10 +7,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .activations import ActivationRecorder
 from .architectures import convert
 from .architectures.base import architecture_of
-from .calibration import (
+from .calibration.channel_groups import HeadGroups
+from .calibration.defaults import check_observer_options, parse_observers
+from .calibration.recording import ActivationRecorder
+from .calibration.run import (
     CalibrationResult,
     CalibrationText,
     calibrate,
@@ -20,10 +22,8 @@ from .calibration import (
 )
 from .errors import QuambaError
 from .hadamard import hadamard_base
-from .head_groups import HeadGroups
 from .nn.taps import STATE_TAP
 from .scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
-from .tap_observers import check_observer_options, parse_observers
 from .transforms.clusters import ChannelOrder
 from .weight_run import WeightRun
 

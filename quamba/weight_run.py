@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration import CalibrationResult, CalibrationText, default_text, read_windows
+from .calibration.run import CalibrationResult, CalibrationText, default_text, read_windows
 from .errors import QuambaError
 from .models.mamba_slots import mamba_slots
 from .scheme.recipe import QuantizationRecipe, TensorSpec

@@ -8,7 +8,8 @@ import torch
 import quamba
 from quamba import QuambaError
 from quamba.architectures.convert import install_float_mixers
-from quamba.head_groups import HeadGroups
+from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.defaults import parse_observers
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.hybrid_sizes import layer_sizes
@@ -16,7 +17,6 @@ from quamba.layer_sensitivity import sum_of_divergences
 from quamba.nn.mamba1 import TAPS as MAMBA1_TAPS
 from quamba.nn.mamba2 import TAPS as MAMBA2_TAPS
 from quamba.scheme.recipe import get_scheme
-from quamba.tap_observers import parse_observers
 from quamba.weights.method import WeightMethod
 from tests.tiny_llama import tiny_llama
 

@@ -6,10 +6,10 @@ from transformers import DynamicCache
 
 import quamba
 from quamba import QuambaError
-from quamba.activations import open_activations
+from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.recording import open_activations
 from quamba.checkpoint import recipe_of
 from quamba.decoder import Decoder
-from quamba.head_groups import HeadGroups
 from quamba.weights.method import WeightMethod
 
 RTN = WeightMethod("rtn")

@@ -10,8 +10,8 @@ import torch
 
 import main
 import quamba
-from quamba.activations import open_activations
-from quamba.calibration import CalibrationResult
+from quamba.calibration.recording import open_activations
+from quamba.calibration.run import CalibrationResult
 from quamba.checkpoint import recipe_of
 from quamba.study.result_log import read_logs
 from quamba.text.data import load_text, text_sha256

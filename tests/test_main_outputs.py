@@ -9,7 +9,7 @@ import pytest
 
 import main
 import quamba
-from quamba.activations import ActivationRecorder
+from quamba.calibration.recording import ActivationRecorder
 from quamba.models import memory
 from tests.storage.test_outputs import USAGE
 from tests.test_main import (  # noqa: F401 (fixtures)
@@ -80,11 +80,11 @@ def full(*_, **__):
 @pytest.mark.parametrize("what", ["calibration", "dequantized", "log", "model", "activations"])
 def test_one_output_that_fails_takes_no_other_along(tiny, capsys, monkeypatch, what):
     failing = {
-        "calibration": ("quamba.calibration.write_text_atomically", full),
+        "calibration": ("quamba.calibration.run.write_text_atomically", full),
         "dequantized": ("quamba.checkpoint.dequantized.replace_folder", full),
         "log": (sys.modules["quamba.evaluate.log"], "write_text_atomically", full),
         "model": ("quamba.checkpoint.quantized.replace_folder", full),
-        "activations": ("quamba.activations.save_file", full),
+        "activations": ("quamba.calibration.recording.save_file", full),
     }
     monkeypatch.setattr(*failing[what])
     options = ["--calibration", "c.json", "--save_dequantized", "plain", "--save_activations", "acts"]
@@ -130,6 +130,6 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(tiny, monkeypatch, capsys)
 
 
 def test_a_recorder_that_is_to_be_whole_still_raises(tmp_path, monkeypatch):
-    monkeypatch.setattr("quamba.activations.save_file", full)
+    monkeypatch.setattr("quamba.calibration.recording.save_file", full)
     with pytest.raises(quamba.QuambaError, match="No space left"), ActivationRecorder(tmp_path / "a", "m") as recorder:
-        recorder.update("layers.0.x", quamba.activations.synthetic_activations(0, 1.0).values)
+        recorder.update("layers.0.x", quamba.calibration.recording.synthetic_activations(0, 1.0).values)

@@ -19,11 +19,11 @@ from transformers import (
 import quamba
 from quamba import CalibrationText, QuambaError
 from quamba.architectures.base import architecture_of
+from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.checkpoint import recipe_of
 from quamba.models.memory import tensor_bytes
 from quamba.nn.embedding import QuantEmbedding, QuantHead
 from quamba.nn.mamba1 import QuantMamba1Mixer
-from quamba.tap_observers import DEFAULT_OBSERVERS
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.weights.method import WeightMethod
 from tests.scheme_variants import TABLES, VARIANTS, calibrates, quantize_variant

@@ -10,7 +10,7 @@ import torch
 import main
 import utils
 from quamba import CalibrationResult, CalibrationText, QuambaError
-from quamba.calibration import TapResult
+from quamba.calibration.run import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
 from quamba.commands.weight_options import weight_method

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 import quamba
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration import CalibrationText
+from quamba.calibration.run import CalibrationText
 from quamba.checkpoint.load_float import quiet_transformers
 from quamba.decoder import Decoder
 from quamba.nn.embedding import QuantEmbedding

@@ -9,10 +9,10 @@ import torch
 import utils
 from quamba import QuambaError
 from quamba.architectures.base import BLOCK_TAPS
+from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
 from quamba.nn.mamba1 import TAPS
-from quamba.tap_observers import DEFAULT_OBSERVERS
 
 EMBEDDED = Checkpoint("mamba-tiny", Path("assets/mamba-tiny"), {}, "embedded")
 OTHER = Checkpoint("mamba-130m", Path("mamba-130m"), {}, "hub")

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..calibration.channel_groups import HeadGroups
 from ..errors import QuambaError
 from ..evaluate.log import SCHEMES_STEM
-from ..head_groups import HeadGroups
 from ..hybrid_blocks import read_layer_schemes
 from ..hybrid_budget import Budget
 from ..hybrid_run import HybridSearch

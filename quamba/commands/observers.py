@@ -9,9 +9,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..activations import SYNTHETIC_SPREAD, TapActivations, check_recordable, open_activations, synthetic_activations
 from ..architectures.convert import check_transformable
-from ..calibration import CalibrationText
+from ..calibration.recording import (
+    SYNTHETIC_SPREAD,
+    TapActivations,
+    check_recordable,
+    open_activations,
+    synthetic_activations,
+)
+from ..calibration.run import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from ..errors import QuambaError
 from ..evaluate.log import finite

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..activations import check_recordable
 from ..architectures.convert import quantized_bytes
-from ..calibration import CalibrationResult, CalibrationText
+from ..calibration.recording import check_recordable
+from ..calibration.run import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
 from ..evaluate.log import items_path
 from ..hybrid_blocks import check_searchable

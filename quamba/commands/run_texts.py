@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..architectures.base import ARCHITECTURES
-from ..calibration import CalibrationResult, CalibrationText
+from ..calibration.run import CalibrationResult, CalibrationText
 from ..checkpoint import METHOD, Checkpoint
 from ..checkpoint.load_float import read_model_config
 from ..errors import QuambaError

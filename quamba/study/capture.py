@@ -5,15 +5,15 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations import ActivationRecorder
 from ..architectures.convert import HEAD_TAP, check_transformable, install_float_mixers
-from ..calibration import CalibrationText, calibrate
+from ..calibration.defaults import EVERY_TAP, check_tap, parse_observers
+from ..calibration.recording import ActivationRecorder
+from ..calibration.run import CalibrationText, calibrate
 from ..errors import QuambaError
 from ..models.mamba_slots import mamba_slots
 from ..models.model_checks import check_float_model, check_float_tensors
 from ..models.original import in_eval_mode, own_configs
 from ..quantize import transform
-from ..tap_observers import EVERY_TAP, check_tap, parse_observers
 from .strategies import BASELINE
 
 

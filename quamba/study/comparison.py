@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import numerics
-from ..activations import TapActivations
+from ..calibration.recording import TapActivations
 from ..errors import QuambaError
 from ..nn.taps import tap_name
 from ..observers.quantile import exact_quantiles

@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..architectures.convert import HEAD_TAP
-from ..calibration import CalibrationText
+from ..calibration.defaults import parse_observers
+from ..calibration.run import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..errors import QuambaError
 from ..evaluate import EvaluationResult, compare, evaluate
 from ..evaluate.compare import Interval
 from ..quantize import quantize
-from ..tap_observers import parse_observers
 from ..text.data import EmbeddedDefaults, load_text
 from .strategies import BASELINE, Strategy
 from .verdict import EndToEnd

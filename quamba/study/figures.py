@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from torch import Tensor
 
 from .. import numerics
-from ..activations import TapActivations
+from ..calibration.recording import TapActivations
 from .comparison import Comparison, StrategyResult, TapComparison
 
 WIDTH, DPI = 12.0, 100  # inches, pixels an inch

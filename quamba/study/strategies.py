@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ..calibration.defaults import create_tap_observer
 from ..errors import QuambaError
 from ..observers.per_tensor import Observer, observer_names
-from ..tap_observers import create_tap_observer
 
 BASELINE = "minmax"  # max/127: nothing saturates
 MAX_BITS = 8  # taps are quantized to int8

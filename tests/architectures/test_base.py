@@ -7,9 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quamba.architectures.base import ARCHITECTURES, BLOCK_TAPS, architecture_of
 from quamba.architectures.convert import HEAD_TAP, check_architecture, install_float_mixers, tap_modules
+from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.errors import QuambaError
 from quamba.nn.taps import PER_TOKEN_TAPS, STATE_TAP
-from quamba.tap_observers import DEFAULT_OBSERVERS
 
 
 def test_a_model_has_the_row_of_its_type(tiny_ssm):

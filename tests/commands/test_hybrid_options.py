@@ -8,8 +8,8 @@ import pytest
 
 import utils
 from quamba import QuambaError
+from quamba.calibration.channel_groups import HeadGroups
 from quamba.commands import hybrid_options
-from quamba.head_groups import HeadGroups
 
 CONFIG = {"model_type": "mamba", "num_hidden_layers": 4}
 FILE = {"1-2": "w4a8", "default": "w8a8"}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from quamba.__main__ import main
-from quamba.activations import ActivationRecorder, open_activations
-from quamba.calibration import CalibrationText
+from quamba.calibration.recording import ActivationRecorder, open_activations
+from quamba.calibration.run import CalibrationText
 from quamba.commands import observers
 from quamba.evaluate.compare import Interval
 from quamba.study.comparison import NORMAL_RATIO, compare_strategies

@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig
 
 from quamba import CalibrationResult, CalibrationText, QuambaError
-from quamba.calibration import TapResult
+from quamba.calibration.run import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.commands import run_texts
 from quamba.scheme.recipe import SCHEMES

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from quamba import CalibrationText, QuambaError
-from quamba.activations import open_activations
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.architectures.linear_sites import find_sites
+from quamba.calibration.recording import open_activations
 from quamba.hybrid_budget import Budget
 from quamba.hybrid_run import HybridSearch, search_schemes
 from quamba.models.mamba_slots import HYBRIDS as TABLE

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 import quamba
-from quamba.calibration import CalibrationText, default_text, read_windows
+from quamba.calibration.run import CalibrationText, default_text, read_windows
 from quamba.errors import QuambaError
 from quamba.evaluate import perplexity, stepwise_perplexity
 from quamba.evaluate.sliding import sliding_perplexity, sliding_windows

@@ -6,7 +6,8 @@ from transformers import DynamicCache
 
 from quamba import numerics, ops
 from quamba.architectures.convert import convert, install_float_mixers, static_tap_names
-from quamba.calibration import calibrate
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.run import calibrate
 from quamba.errors import QuambaError
 from quamba.nn.linear import QuantLinear
 from quamba.nn.mamba2 import TAPS, Mamba2Sizes, QuantMamba2Mixer
@@ -15,7 +16,6 @@ from quamba.ops import reference
 from quamba.rewrites import transform
 from quamba.scheme.recipe import QuantizationRecipe, get_scheme
 from quamba.study.fake_quantize import fake_quantized
-from quamba.tap_observers import parse_observers
 from quamba.weights.rounded import RoundedWeight
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 

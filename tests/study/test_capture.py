@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from quamba.activations import open_activations
 from quamba.architectures.base import architecture_of
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
-from quamba.calibration import CalibrationText
+from quamba.calibration.recording import open_activations
+from quamba.calibration.run import CalibrationText
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observers.histogram import SignedHistogram

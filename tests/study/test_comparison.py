@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quamba.activations import TapActivations, synthetic_activations
+from quamba.calibration.recording import TapActivations, synthetic_activations
 from quamba.errors import QuambaError
 from quamba.evaluate.log import finite
 from quamba.observers.histogram import SignedHistogram

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from quamba.calibration import CalibrationText
+from quamba.calibration.run import CalibrationText
 from quamba.checkpoint import load_checkpoint, resolve_checkpoint
 from quamba.errors import QuambaError
 from quamba.evaluate import EvaluationResult, PerplexityResult, compare, evaluate

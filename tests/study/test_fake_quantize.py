@@ -8,12 +8,12 @@ import torch
 import quamba
 from quamba import numerics
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
-from quamba.calibration import calibrate, model_fingerprint
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.run import calibrate, model_fingerprint
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import TAPS
 from quamba.rewrites import transform
 from quamba.study.fake_quantize import fake_quantized
-from quamba.tap_observers import parse_observers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from quamba import numerics
-from quamba.activations import TapActivations, synthetic_activations
+from quamba.calibration.recording import TapActivations, synthetic_activations
 from quamba.study.comparison import Comparison, StrategyResult, TapComparison, compare_strategies
 from quamba.study.figures import COLOURS, LARGEST_RATIO, POINTS, strategy_figure
 from quamba.study.strategies import parse_strategies

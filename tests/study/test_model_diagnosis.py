@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import quamba
+from quamba.calibration.channel_groups import HeadGroups
 from quamba.errors import QuambaError
-from quamba.head_groups import HeadGroups
 from quamba.study.diagnosis_report import to_dict, to_markdown
 from quamba.study.model_diagnosis import diagnose, hidden_states, model_tensors
 from quamba.weights.method import WeightMethod

@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .borders import foreign
-from .errors import QuambaError
-from .nn.taps import split_tap_name, tap_name
-from .observers.base import finite_extremes
-from .observers.histogram import MagnitudeHistogram, SignedHistogram
-from .storage.files import replace_atomically, require_writable
-from .storage.folder_lock import lock_folder
-from .storage.scratch import scratch_folder
+from ..borders import foreign
+from ..errors import QuambaError
+from ..nn.taps import split_tap_name, tap_name
+from ..observers.base import finite_extremes
+from ..observers.histogram import MagnitudeHistogram, SignedHistogram
+from ..storage.files import replace_atomically, require_writable
+from ..storage.folder_lock import lock_folder
+from ..storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from quamba.channel_maxima import ChannelMaxima, collect_channel_maxima
+from quamba.calibration.channel_maxima import ChannelMaxima, collect_channel_maxima
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import Mamba2Mixer
 from tests.tiny_mamba2 import tiny_mamba2

@@ -4,10 +4,10 @@ import pytest
 
 from quamba.architectures.base import ARCHITECTURES, BLOCK_TAPS
 from quamba.architectures.convert import HEAD_TAP
+from quamba.calibration.defaults import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 from quamba.errors import QuambaError
 from quamba.nn.taps import STATE_TAP
 from quamba.observers.per_tensor import observer_names
-from quamba.tap_observers import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 
 EVERY_TAP = (*BLOCK_TAPS, HEAD_TAP)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .architectures.base import ARCHITECTURES, architecture_of
+from ..architectures.base import ARCHITECTURES, architecture_of
+from ..errors import QuambaError
+from ..models.mamba_slots import block_config, mamba_slots
+from ..nn.mamba2 import Mamba2Sizes
+from ..transforms.clusters import ChannelOrder, cluster_channels
 from .channel_maxima import collect_channel_maxima
-from .errors import QuambaError
-from .models.mamba_slots import block_config, mamba_slots
-from .nn.mamba2 import Mamba2Sizes
-from .transforms.clusters import ChannelOrder, cluster_channels
 
 MAXIMA_WINDOWS = 128  # of calibration text at most, which the groups are made of
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from .architectures.base import BLOCK_TAPS
-from .architectures.convert import HEAD_TAP
-from .errors import QuambaError
-from .nn.taps import PER_TOKEN_TAPS, STATE_TAP
-from .observers.per_tensor import Observer, create_observer, observer_names, try_observer
+from ..architectures.base import BLOCK_TAPS
+from ..architectures.convert import HEAD_TAP
+from ..errors import QuambaError
+from ..nn.taps import PER_TOKEN_TAPS, STATE_TAP
+from ..observers.per_tensor import Observer, create_observer, observer_names, try_observer
 
 EVERY_TAP = (*BLOCK_TAPS, STATE_TAP, HEAD_TAP)
 DYNAMIC_TAPS = (*PER_TOKEN_TAPS, HEAD_TAP)

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .activations import ActivationRecorder
-from .errors import QuambaError
-from .models.positions import check_positions, max_positions
-from .models.text_config import text_config
-from .nn.taps import split_tap_name
-from .storage.files import write_text_atomically
-from .tap_watch import Calibrator, TapResult
-from .text.data import (
+from ..errors import QuambaError
+from ..models.positions import check_positions, max_positions
+from ..models.text_config import text_config
+from ..nn.taps import split_tap_name
+from ..storage.files import write_text_atomically
+from ..text.data import (
     EMBEDDED_MODELS,
     PLAIN_WIKITEXT,
     SAMPLINGS,
@@ -31,8 +29,10 @@ from .text.data import (
     first_windows,
     load_text,
 )
-from .text.token_cache import tokenizer_sha256
-from .transforms.clusters import ChannelOrder
+from ..text.token_cache import tokenizer_sha256
+from ..transforms.clusters import ChannelOrder
+from .recording import ActivationRecorder
+from .watch import Calibrator, TapResult
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from quamba import calibration, numerics, tap_watch
-from quamba.activations import ActivationRecorder, open_activations
+from quamba import numerics
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
-from quamba.calibration import (
+from quamba.calibration import run as calibration
+from quamba.calibration import watch
+from quamba.calibration.defaults import DEFAULT_OBSERVERS, parse_observers
+from quamba.calibration.recording import ActivationRecorder, open_activations
+from quamba.calibration.run import (
     CalibrationResult,
     CalibrationText,
     calibrate,
@@ -18,11 +21,10 @@ from quamba.calibration import (
     default_text,
     model_fingerprint,
 )
+from quamba.calibration.watch import Calibrator
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observers.per_tensor import Observer, create_observer, observer_names, register_observer
-from quamba.tap_observers import DEFAULT_OBSERVERS, parse_observers
-from quamba.tap_watch import Calibrator
 from quamba.text.data import EMBEDDED_MODELS, embedded_model_dir
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
@@ -220,7 +222,7 @@ def test_saturation_and_sqnr_are_those_of_the_quantized_values(model, windows, n
 
 def test_every_channel_is_in_the_sample_that_saturation_is_measured_on(model, monkeypatch):
     """A stride of 16 through 64 channels would see four of them, and miss the outlier channel."""
-    monkeypatch.setattr(tap_watch, "DIAGNOSTIC_SAMPLE", 64 * 64)
+    monkeypatch.setattr(watch, "DIAGNOSTIC_SAMPLE", 64 * 64)
     model.backbone.layers[0].mixer.conv1d.weight[5] *= 1000
     windows = torch.randint(0, 60, (4, 256), generator=torch.Generator().manual_seed(2))  # x: 2**16 values
     options = {"outlier_aware": {"normal_ratio": 0.9}}

@@ -14,24 +14,24 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import numerics
-from .activations import ActivationRecorder
-from .architectures.convert import tap_modules
-from .errors import QuambaError
-from .models.mamba_slots import mamba_slots
-from .nn.mamba2 import Mamba2Sizes
-from .nn.taps import STATE_TAP, split_tap_name
-from .observers.grouped import (
+from .. import numerics
+from ..architectures.convert import tap_modules
+from ..errors import QuambaError
+from ..models.mamba_slots import mamba_slots
+from ..nn.mamba2 import Mamba2Sizes
+from ..nn.taps import STATE_TAP, split_tap_name
+from ..observers.grouped import (
     CachedStatesCrossHeadMinmaxObserver,
     CrossHeadMinmaxObserver,
     GroupedObserver,
     PerSSDGroupObserver,
     expand_to_channels,
 )
-from .observers.histogram import SignedHistogram
-from .observers.per_tensor import Observer
-from .tap_observers import create_tap_observer
-from .transforms.clusters import ChannelOrder
+from ..observers.histogram import SignedHistogram
+from ..observers.per_tensor import Observer
+from ..transforms.clusters import ChannelOrder
+from .defaults import create_tap_observer
+from .recording import ActivationRecorder
 
 DIAGNOSTIC_SAMPLE = 1 << 13  # values of each tap and window that SQNR and saturation are measured on
 # Bits of a bin in the histograms of a group, of which there may be thousands: a quarter of the usual memory, and less

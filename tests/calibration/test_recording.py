@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from quamba import activations
-from quamba.activations import (
+from quamba.calibration import recording
+from quamba.calibration.recording import (
     ActivationRecorder,
     TapActivations,
     check_recordable,
@@ -111,7 +111,7 @@ def test_the_metadata_says_what_is_in_a_file(tmp_path):
     stream = {"layers.7.x": batches(0, dtype=torch.bfloat16), "layers.7.B": [x[..., :3] for x in batches(1)]}
     with safe_open(record(tmp_path, stream) / "layer_007.safetensors", "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
-    assert metadata["format"] == activations.FORMAT
+    assert metadata["format"] == recording.FORMAT
     assert metadata["model"] == "tiny"
     assert json.loads(metadata["layer"]) == 7
     taps = json.loads(metadata["taps"])
@@ -192,7 +192,7 @@ def test_a_layer_that_cannot_be_written_takes_the_others_with_it(tmp_path, monke
             raise error
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(activations, "save_file", save)
+    monkeypatch.setattr(recording, "save_file", save)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else QuambaError
     with pytest.raises(expected) as told:
         record(tmp_path, STREAM)
@@ -205,7 +205,7 @@ def test_a_first_batch_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     def save(*_):
         raise SafetensorError("no space left")
 
-    monkeypatch.setattr(activations, "save_file", save)
+    monkeypatch.setattr(recording, "save_file", save)
     with pytest.raises(QuambaError, match=f"^cannot write to {tmp_path}: no space left"):
         record(tmp_path, STREAM)
 
@@ -348,8 +348,8 @@ def test_synthetic_values_are_10000_normal_ones_and_100_outliers_of_either_sign(
 
 def test_synthetic_values_have_the_spread_of_tap_x_unless_another_is_asked_for():
     tap = synthetic_activations(0)
-    assert float(tap.values[~tap.outliers].std()) == pytest.approx(activations.SYNTHETIC_SPREAD, rel=0.03)
-    wide = synthetic_activations(0, spread=2 * activations.SYNTHETIC_SPREAD)
+    assert float(tap.values[~tap.outliers].std()) == pytest.approx(recording.SYNTHETIC_SPREAD, rel=0.03)
+    wide = synthetic_activations(0, spread=2 * recording.SYNTHETIC_SPREAD)
     torch.testing.assert_close(wide.values[~wide.outliers], 2 * tap.values[~tap.outliers])
     assert torch.equal(wide.values[wide.outliers], tap.values[tap.outliers])
 

@@ -8,8 +8,8 @@ import torch
 import quamba
 from quamba import CalibrationResult, QuambaError, numerics
 from quamba.architectures.convert import install_float_mixers
+from quamba.calibration.channel_groups import HeadGroups
 from quamba.checkpoint import recipe_of
-from quamba.head_groups import HeadGroups
 from quamba.observers.per_tensor import create_observer, observer_names
 from quamba.weights.method import WeightMethod
 

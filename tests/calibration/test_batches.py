@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quamba import tap_watch
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration import calibrate
+from quamba.calibration import watch as tap_watch
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.run import calibrate
 from quamba.observers.per_tensor import Observer, observer_names, register_observer
-from quamba.tap_observers import parse_observers
 
 CHANNELS = 12
 GROUPS = tap_watch._TapGroups(tap_watch.CrossHeadMinmaxObserver, {"group_id": torch.arange(CHANNELS) % 3})

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .errors import QuambaError
-from .models.mamba_slots import mamba_slots
-from .nn.taps import tap_name
-from .observers.per_tensor import PerChannelMinmaxObserver
+from ..errors import QuambaError
+from ..models.mamba_slots import mamba_slots
+from ..nn.taps import tap_name
+from ..observers.per_tensor import PerChannelMinmaxObserver
 
 TAP = "x"  # the output of convolution and SiLU
 

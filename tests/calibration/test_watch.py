@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from quamba import QuambaError, numerics, tap_watch
+from quamba import QuambaError, numerics
 from quamba.architectures.convert import install_float_mixers, tap_modules
-from quamba.calibration import calibrate
+from quamba.calibration import watch as tap_watch
+from quamba.calibration.defaults import parse_observers
+from quamba.calibration.run import calibrate
+from quamba.calibration.watch import TapResult
 from quamba.nn.mamba2 import TAPS
 from quamba.nn.taps import STATE_TAP
 from quamba.observers.grouped import GroupedObserver
 from quamba.observers.per_tensor import Observer, register_observer
-from quamba.tap_observers import parse_observers
-from quamba.tap_watch import TapResult
 from quamba.transforms.clusters import cluster_channels
 
 WINDOWS = torch.randint(0, 60, (6, 80), generator=torch.Generator().manual_seed(2))
