@@ -33,7 +33,7 @@ from benchmarks.speed.worker import Worker
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.defaults import parse_observers
 from quamba.calibration.run import calibrate
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.study.markdown import markdown_table
 from quamba.weights.method import WeightMethod
 

@@ -5,8 +5,8 @@ import torch
 
 import quamba
 from quamba.architectures.convert import install_float_mixers
-from quamba.decoder import Decoder
 from quamba.errors import QuambaError
+from quamba.generation.decoder import Decoder
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])

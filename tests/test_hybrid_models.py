@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import quamba
 from quamba import QuambaError
 from quamba.calibration.channel_groups import HeadGroups
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.models.layer_stack import decoder_layers
 from quamba.models.mamba_slots import mamba_slots
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear

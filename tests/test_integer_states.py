@@ -9,7 +9,7 @@ from quamba import QuambaError
 from quamba.calibration.channel_groups import HeadGroups
 from quamba.calibration.recording import open_activations
 from quamba.checkpoint import recipe_of
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.weights.method import WeightMethod
 
 RTN = WeightMethod("rtn")

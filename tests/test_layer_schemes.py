@@ -8,7 +8,7 @@ from transformers import DynamicCache
 import quamba
 from quamba import QuambaError
 from quamba.checkpoint import recipe_of
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.hybrid_sizes import layer_sizes
 from quamba.nn.linear import WeightOnlyLinear
 from quamba.nn.weight import QuantWeight

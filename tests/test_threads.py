@@ -14,7 +14,7 @@ import quamba
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.run import CalibrationText
 from quamba.checkpoint.load_float import quiet_transformers
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.nn.embedding import QuantEmbedding
 from quamba.nn.mamba2 import Mamba2Mixer
 from quamba.nn.placement import HUGE_PAGE, place_weights

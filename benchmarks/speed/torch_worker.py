@@ -20,7 +20,7 @@ class QuambaModel:
     """A checkpoint, float or quantized, in quamba's decoder."""
 
     def __init__(self, path: str):
-        from quamba.decoder import Decoder
+        from quamba.generation.decoder import Decoder
 
         model, _ = quamba.load(path)
         self.decoder = Decoder(model)

@@ -6,9 +6,9 @@ import sys
 
 from ..checkpoint import load
 from ..errors import QuambaError
-from ..generate import Completion, generate_text
-from ..sampling import SamplingOptions
-from ..text_stream import StopStrings
+from ..generation.generate import Completion, generate_text
+from ..generation.sampling import SamplingOptions
+from ..generation.text_stream import StopStrings
 from .arguments import positive_int, seed
 from .console import Console
 

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..checkpoint import METHOD, Checkpoint, load_checkpoint, recipe_of, resolve_checkpoint
-from ..decoder import Decoder
 from ..errors import QuambaError
 from ..evaluate.log import environment
+from ..generation.decoder import Decoder
 from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 from ..models.memory import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
 from ..models.positions import check_positions

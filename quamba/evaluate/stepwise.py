@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..decoder import Decoder
+from ..generation.decoder import Decoder
 from ..models.original import in_eval_mode
 from ..models.positions import check_positions
 from ..models.text_config import text_config

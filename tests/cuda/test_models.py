@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.weights.method import WeightMethod
 from tests.nn.steps import quantized, relative_error
 from tests.scheme_variants import TABLES, calibrates

@@ -17,7 +17,7 @@ from quamba.calibration.run import CalibrationText, default_text, read_windows
 from quamba.errors import QuambaError
 from quamba.evaluate import perplexity, stepwise_perplexity
 from quamba.evaluate.sliding import sliding_perplexity, sliding_windows
-from quamba.generate import generate_text
+from quamba.generation.generate import generate_text
 from quamba.models.positions import check_positions, max_positions
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama

@@ -9,7 +9,7 @@ from quamba import ops
 from quamba.architectures.base import ARCHITECTURES, architecture_of
 from quamba.architectures.convert import install_float_mixers, tap_modules
 from quamba.architectures.linear_sites import find_sites
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
 from quamba.nn.mamba1_step import Mamba1Step
 from quamba.ops import reference

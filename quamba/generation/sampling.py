@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import QuambaError
+from ..errors import QuambaError
 
 TOP_P_CANDIDATES = 512  # looked at first: to order these takes a thirtieth of the time of ordering 50,000
 

@@ -17,7 +17,7 @@ from transformers import (
 
 import quamba
 from quamba import QuambaError, quantize
-from quamba.decoder import Decoder
+from quamba.generation.decoder import Decoder
 from quamba.nn.embedding import QuantHead
 from quamba.nn.mamba2 import SCAN_CHUNK
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .architectures.base import architecture_of
-from .architectures.convert import check_architecture, install_float_mixers
-from .errors import QuambaError
-from .graphs import RecordedStep
-from .models.mamba_slots import hybrid_of, mamba_slots
-from .models.text_config import text_config
-from .nn.placement import place_weights
+from ..architectures.base import architecture_of
+from ..architectures.convert import check_architecture, install_float_mixers
+from ..errors import QuambaError
+from ..models.mamba_slots import hybrid_of, mamba_slots
+from ..models.text_config import text_config
+from ..nn.placement import place_weights
+from .recorded_step import RecordedStep
 
 
 class Decoder:

@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 import quamba
 from quamba import QuambaError
-from quamba.generate import Completion, encode_prompt, end_of_sequence_ids, generate_text
-from quamba.sampling import SamplingOptions
+from quamba.generation.generate import Completion, encode_prompt, end_of_sequence_ids, generate_text
+from quamba.generation.sampling import SamplingOptions
 from tests.tiny_hybrids import tiny_bamba
 
 PROMPT = "w3 w1 w4 w1 w5"
@@ -129,7 +129,7 @@ def test_what_was_held_back_for_a_stop_string_comes_at_the_end(model, tiny_token
 
 def test_the_time_that_the_reader_takes_does_not_count(model, tiny_tokenizer, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("quamba.generate.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("quamba.generation.generate.time.perf_counter", lambda: clock[0])
     run = generate_text(model, tiny_tokenizer, PROMPT, max_new_tokens=3)
     with pytest.raises(StopIteration) as end:
         while next(run):

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from quamba import QuambaError
-from quamba import sampling as sampling_module
-from quamba.sampling import SamplingOptions, choose, draw, keep_top_k, keep_top_p, penalize_repetition
+from quamba.generation import sampling as sampling_module
+from quamba.generation.sampling import SamplingOptions, choose, draw, keep_top_k, keep_top_p, penalize_repetition
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.tuples(st.integers(1, 3), st.sampled_from([2, 3, 97, 700, 1301]))  # [B, V], also beyond the first candidates

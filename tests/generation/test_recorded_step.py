@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from quamba.decoder import Decoder
-from quamba.graphs import RecordedStep
-from tests.test_decoder import quantized
+from quamba.generation.decoder import Decoder
+from quamba.generation.recorded_step import RecordedStep
+from tests.generation.test_decoder import quantized
 
 
 class Recorder:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from quamba import QuambaError
 from quamba.checkpoint import load_tokenizer, resolve_checkpoint
-from quamba.text_stream import IncrementalText, StopStrings
+from quamba.generation.text_stream import IncrementalText, StopStrings
 
 TOKENIZER = load_tokenizer(resolve_checkpoint("mamba-tiny"))  # byte-level BPE: its tokens may be parts of a character
 EMOJI = "\N{FACE WITH TEARS OF JOY}"

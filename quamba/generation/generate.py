@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import QuambaError
+from ..models.original import in_eval_mode
+from ..models.positions import check_positions
 from .decoder import Decoder
-from .errors import QuambaError
-from .models.original import in_eval_mode
-from .models.positions import check_positions
 from .sampling import SamplingOptions, choose
 from .text_stream import IncrementalText, StopStrings
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from .errors import QuambaError
+from ..errors import QuambaError
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for bytes that are no character, or not yet
 MAX_UNFINISHED = 3  # a character of UTF-8 has up to 4 bytes; some decoders give U+FFFD for each of those so far
