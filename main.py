@@ -35,11 +35,11 @@ from quamba.models.mamba_slots import mamba_layers
 from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
+from quamba.pipeline.resume import ResumeFolder
 from quamba.scheme.recipe import get_scheme
 from quamba.study.hybrid_report import hybrid_report, to_markdown
 from quamba.text.data import asset_hashes
 from quamba.text.sources import data_dir_for
-from quamba.weight_resume import ResumeFolder
 
 console = Console()
 

@@ -20,7 +20,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.defaults import parse_observers
 from quamba.calibration.run import calibrate
-from quamba.quantize import transform
+from quamba.pipeline.quantize import transform
 
 SHAPES = {"130m": (768, 24), "370m": (1024, 48)}  # hidden_size, layers
 VOCAB = 50280

@@ -26,7 +26,7 @@ from quamba.evaluate import EvaluationResult, compare
 from quamba.evaluate.compare import perplexity_ratio
 from quamba.evaluate.perplexity import PerplexityResult, perplexity
 from quamba.nn.mamba1 import TAPS
-from quamba.quantize import transform
+from quamba.pipeline.quantize import transform
 from quamba.storage.files import write_text_atomically
 from quamba.study.capture import capture
 from quamba.study.comparison import compare_strategies

@@ -16,8 +16,8 @@ from .checkpoint import save_quantized as save
 from .errors import QuambaError
 from .evaluate import evaluate
 from .observers.per_tensor import Observer, register_observer
+from .pipeline.quantize import quantize
 from .plugins import load_plugin
-from .quantize import quantize
 from .weights.gptq import GptqOptions
 from .weights.method import WeightMethod
 from .weights.rounding import FlipOptions, register_rounding

@@ -23,7 +23,7 @@ from .models.mamba_slots import hybrid_of, mamba_slots
 from .models.model_checks import check_float_model, check_float_tensors
 from .models.original import in_eval_mode, own_configs, plain_computation
 from .nn.norm import PassThroughNorm
-from .rewrites import transform
+from .pipeline.transform import transform
 from .scheme.recipe import QuantizationRecipe, fitting_scheme
 
 SEARCH_WINDOWS = 16  # of calibration text, on which the predictions of every layer and scheme are compared

@@ -105,7 +105,7 @@ def test_one_output_that_fails_takes_no_other_along(tiny, capsys, monkeypatch, w
 
 
 def test_progress_that_cannot_be_kept_does_not_end_the_run(tiny, capsys, monkeypatch, caplog):
-    monkeypatch.setattr("quamba.weight_resume.save_file", full)
+    monkeypatch.setattr("quamba.pipeline.resume.save_file", full)
     assert main.main([*tiny, *SAVE, "--w_bits", "4", "--a_bits", "16", "--weight_method", "gptq"]) == 0
     assert "cannot keep the run's progress" in caplog.text
     assert Path("models/tiny-w4a16/config.json").exists()

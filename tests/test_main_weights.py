@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import main
 import quamba
-from quamba.weight_resume import ResumeFolder
+from quamba.pipeline.resume import ResumeFolder
 from tests.test_main import ROOT, fails, place, read_log, tiny  # noqa: F401  (two are fixtures)
 from tests.tiny_llama import tiny_llama
 

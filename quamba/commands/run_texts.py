@@ -11,11 +11,11 @@ from ..checkpoint import METHOD, Checkpoint
 from ..checkpoint.load_float import read_model_config
 from ..errors import QuambaError
 from ..models.positions import max_positions
+from ..pipeline.weights import WINDOWS
 from ..scheme.recipe import FLOAT, SCHEMES
 from ..text import sources as text_sources
 from ..text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ..text.sources import data_dir_for, find_data_files
-from ..weight_run import WINDOWS
 from ..weights.method import WeightMethod
 from .hybrid_options import HYBRID_SUFFIX
 

@@ -13,7 +13,7 @@ from ..errors import QuambaError
 from ..models.mamba_slots import mamba_slots
 from ..models.model_checks import check_float_model, check_float_tensors
 from ..models.original import in_eval_mode, own_configs
-from ..quantize import transform
+from ..pipeline.quantize import transform
 from .strategies import BASELINE
 
 

@@ -10,7 +10,7 @@ from ..checkpoint import Checkpoint, load_checkpoint
 from ..errors import QuambaError
 from ..evaluate import EvaluationResult, compare, evaluate
 from ..evaluate.compare import Interval
-from ..quantize import quantize
+from ..pipeline.quantize import quantize
 from ..text.data import EmbeddedDefaults, load_text
 from .strategies import BASELINE, Strategy
 from .verdict import EndToEnd

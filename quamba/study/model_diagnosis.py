@@ -21,7 +21,7 @@ from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantHead
 from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.weight import QuantWeight
-from ..quantize import transform
+from ..pipeline.quantize import transform
 from ..transforms import apply_hadamard
 from ..weights.head import head_chunks
 from .diagnose import (

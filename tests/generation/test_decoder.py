@@ -16,10 +16,11 @@ from transformers import (
 )
 
 import quamba
-from quamba import QuambaError, quantize
+from quamba import QuambaError
 from quamba.generation.decoder import Decoder
 from quamba.nn.embedding import QuantHead
 from quamba.nn.mamba2 import SCAN_CHUNK
+from quamba.pipeline import quantize
 
 
 def quantized(model):

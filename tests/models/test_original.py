@@ -19,7 +19,7 @@ from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama
 from tests.tiny_mamba2 import tiny_mamba2
 
-MODULE = sys.modules["quamba.quantize"]  # the package has a function of that name
+MODULE = sys.modules["quamba.pipeline.quantize"]  # the package has a function of that name
 WINDOWS = torch.randint(0, 60, (4, 12), generator=torch.Generator().manual_seed(6))
 MODELS = {"mamba2": tiny_mamba2, "bamba": tiny_bamba, "llama": tiny_llama}
 

@@ -8,7 +8,7 @@ from quamba.architectures.convert import HEAD_TAP, convert, install_float_mixers
 from quamba.nn.mamba1 import TAPS
 from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
-from quamba.rewrites import transform
+from quamba.pipeline.transform import transform
 from quamba.scheme.recipe import QuantizationRecipe, get_scheme
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 

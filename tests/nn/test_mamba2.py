@@ -13,7 +13,7 @@ from quamba.nn.linear import QuantLinear
 from quamba.nn.mamba2 import TAPS, Mamba2Sizes, QuantMamba2Mixer
 from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
-from quamba.rewrites import transform
+from quamba.pipeline.transform import transform
 from quamba.scheme.recipe import QuantizationRecipe, get_scheme
 from quamba.study.fake_quantize import fake_quantized
 from quamba.weights.rounded import RoundedWeight

@@ -10,7 +10,7 @@ from quamba.calibration.run import CalibrationText
 from quamba.errors import QuambaError
 from quamba.nn.mamba1 import TAPS
 from quamba.observers.histogram import SignedHistogram
-from quamba.rewrites import transform
+from quamba.pipeline.transform import transform
 from quamba.study.capture import capture, check_taps
 
 

@@ -11,7 +11,7 @@ from quamba.calibration.run import CalibrationText
 from quamba.checkpoint import load_checkpoint, resolve_checkpoint
 from quamba.errors import QuambaError
 from quamba.evaluate import EvaluationResult, PerplexityResult, compare, evaluate
-from quamba.quantize import quantize
+from quamba.pipeline.quantize import quantize
 from quamba.study.end_to_end import Evaluation, end_to_end, measure_strategies, observers_of
 from quamba.study.strategies import parse_strategies, parse_strategy
 from quamba.text.data import EMBEDDED_MODELS

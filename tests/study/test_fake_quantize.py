@@ -12,7 +12,7 @@ from quamba.calibration.defaults import parse_observers
 from quamba.calibration.run import calibrate, model_fingerprint
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import TAPS
-from quamba.rewrites import transform
+from quamba.pipeline.transform import transform
 from quamba.study.fake_quantize import fake_quantized
 
 

@@ -8,7 +8,7 @@ import torch
 import quamba
 from quamba import CalibrationText, QuambaError
 from quamba.calibration.recording import open_activations
-from tests.test_quantize import ALL_OPTIONS, WINDOWS, given, logits, quantize, same_state, state
+from tests.pipeline.test_quantize import ALL_OPTIONS, WINDOWS, given, logits, quantize, same_state, state
 
 # --- what it is calibrated on ---
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .architectures import convert
-from .architectures.base import architecture_of
-from .calibration.channel_groups import HeadGroups
-from .calibration.defaults import check_observer_options, parse_observers
-from .calibration.recording import ActivationRecorder
-from .calibration.run import (
+from ..architectures import convert
+from ..architectures.base import architecture_of
+from ..calibration.channel_groups import HeadGroups
+from ..calibration.defaults import check_observer_options, parse_observers
+from ..calibration.recording import ActivationRecorder
+from ..calibration.run import (
     CalibrationResult,
     CalibrationText,
     calibrate,
@@ -20,12 +20,12 @@ from .calibration.run import (
     read_windows,
     windows_sha256,
 )
-from .errors import QuambaError
-from .hadamard import hadamard_base
-from .nn.taps import STATE_TAP
-from .scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
-from .transforms.clusters import ChannelOrder
-from .weight_run import WeightRun
+from ..errors import QuambaError
+from ..hadamard import hadamard_base
+from ..nn.taps import STATE_TAP
+from ..scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
+from ..transforms.clusters import ChannelOrder
+from .weights import WeightRun
 
 
 @dataclass

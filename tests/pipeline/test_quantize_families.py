@@ -5,7 +5,7 @@ import torch
 
 import quamba
 from quamba.errors import QuambaError
-from quamba.weight_resume import ResumeFolder
+from quamba.pipeline.resume import ResumeFolder
 from quamba.weights.method import WeightMethod
 from tests.tiny_causal_lms import POSITIONS, VOCAB, tiny_causal_lm
 

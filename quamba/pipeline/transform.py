@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from .architectures.base import architecture_of
-from .errors import QuambaError
-from .models.mamba_slots import hybrid_of
-from .transforms import fuse_final_norm, reorder, rotate_out_proj
-from .transforms import rotate_residual as rotate_residual_stream
-from .transforms.clusters import ChannelOrder
+from ..architectures.base import architecture_of
+from ..errors import QuambaError
+from ..models.mamba_slots import hybrid_of
+from ..transforms import fuse_final_norm, reorder, rotate_out_proj
+from ..transforms import rotate_residual as rotate_residual_stream
+from ..transforms.clusters import ChannelOrder
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 import quamba
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
+from quamba.pipeline.layerwise import round_weights
 from quamba.scheme.recipe import weight_spec
-from quamba.weight_calibration import round_weights
 from quamba.weights.grid import Grid
 from quamba.weights.method import WeightMethod, effective_weight
 from quamba.weights.rounding import FlipOptions

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import QuambaError
-from .models.tensor_checks import check_finite
-from .storage.files import replace_atomically, write_text_atomically
-from .storage.folder_lock import lock_folder
-from .storage.scratch import scratch_folders
-from .weights.rounded import RoundedWeight
+from ..errors import QuambaError
+from ..models.tensor_checks import check_finite
+from ..storage.files import replace_atomically, write_text_atomically
+from ..storage.folder_lock import lock_folder
+from ..storage.scratch import scratch_folders
+from ..weights.rounded import RoundedWeight
 
 logger = logging.getLogger(__name__)
 

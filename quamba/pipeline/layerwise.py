@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .architectures.linear_sites import Site, find_sites, linear_of, watching
-from .errors import QuambaError
-from .models.layer_stack import LayerStack
-from .models.memory import peak_memory_bytes, reset_peak_memory
-from .scheme.recipe import TensorSpec
-from .weight_resume import ResumeFolder
-from .weights.grid import Grid
-from .weights.method import SiteReport, WeightMethod, effective_weight, round_head, round_linears
-from .weights.rounded import RoundedWeight
-from .weights.statistics import InputStatistics
+from ..architectures.linear_sites import Site, find_sites, linear_of, watching
+from ..errors import QuambaError
+from ..models.layer_stack import LayerStack
+from ..models.memory import peak_memory_bytes, reset_peak_memory
+from ..scheme.recipe import TensorSpec
+from ..weights.grid import Grid
+from ..weights.method import SiteReport, WeightMethod, effective_weight, round_head, round_linears
+from ..weights.rounded import RoundedWeight
+from ..weights.statistics import InputStatistics
+from .resume import ResumeFolder
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration.run import CalibrationResult, CalibrationText, default_text, read_windows
-from .errors import QuambaError
-from .models.mamba_slots import mamba_slots
-from .scheme.recipe import QuantizationRecipe, TensorSpec
-from .weight_calibration import Layer, RoundedModel, round_weights
-from .weight_resume import ResumeFolder
-from .weights.method import WeightMethod, effective_weight
+from ..calibration.run import CalibrationResult, CalibrationText, default_text, read_windows
+from ..errors import QuambaError
+from ..models.mamba_slots import mamba_slots
+from ..scheme.recipe import QuantizationRecipe, TensorSpec
+from ..weights.method import WeightMethod, effective_weight
+from .layerwise import Layer, RoundedModel, round_weights
+from .resume import ResumeFolder
 
 WINDOWS = 128  # of calibration text, where the user gives no number
 

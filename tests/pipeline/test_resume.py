@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from quamba import weight_resume
 from quamba.errors import QuambaError
-from quamba.weight_resume import ResumeFolder
+from quamba.pipeline import resume as weight_resume
+from quamba.pipeline.resume import ResumeFolder
 from quamba.weights.method import WeightMethod
-from tests.test_weight_calibration import FLIPS, assert_same, rounded, windows  # noqa: F401  (one is a fixture)
+from tests.pipeline.test_layerwise import FLIPS, assert_same, rounded, windows  # noqa: F401  (one is a fixture)
 
 ONE = WeightMethod("gptq", layer_batch_size=1)
 HOLD = """

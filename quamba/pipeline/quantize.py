@@ -7,25 +7,25 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .architectures import convert
-from .architectures.base import architecture_of
-from .calibration.channel_groups import HeadGroups
-from .calibration.run import CalibrationResult, CalibrationText, model_fingerprint
-from .checkpoint.quantized import mark_quantized, recipe_of
-from .errors import QuambaError
-from .models.model_checks import check_float_model, check_float_tensors, require_finite_activations
-from .models.original import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
-from .models.tensor_checks import check_tensors
-from .models.tying import is_one_table
-from .models.weight_ranges import check_weight_ranges
-from .nn.placement import align_floats
-from .rewrites import transform
-from .scale_source import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
-from .scheme.recipe import QuantizationRecipe, create_recipe
-from .transforms import ChannelOrder
-from .weight_resume import ResumeFolder
-from .weight_run import WeightRun, expect_vectors, plan_weight_run
-from .weights.method import DEFAULT_METHODS, WeightMethod
+from ..architectures import convert
+from ..architectures.base import architecture_of
+from ..calibration.channel_groups import HeadGroups
+from ..calibration.run import CalibrationResult, CalibrationText, model_fingerprint
+from ..checkpoint.quantized import mark_quantized, recipe_of
+from ..errors import QuambaError
+from ..models.model_checks import check_float_model, check_float_tensors, require_finite_activations
+from ..models.original import Original, in_eval_mode, own_configs, plain_computation, put_back_on_error
+from ..models.tensor_checks import check_tensors
+from ..models.tying import is_one_table
+from ..models.weight_ranges import check_weight_ranges
+from ..nn.placement import align_floats
+from ..scheme.recipe import QuantizationRecipe, create_recipe
+from ..transforms import ChannelOrder
+from ..weights.method import DEFAULT_METHODS, WeightMethod
+from .resume import ResumeFolder
+from .scales import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
+from .transform import transform
+from .weights import WeightRun, expect_vectors, plan_weight_run
 
 
 def quantize(
