@@ -29,15 +29,15 @@ from quamba.commands.weight_options import given_weight_options, weight_method
 from quamba.evaluate import EvaluationResult, compare, evaluate, text_windows
 from quamba.evaluate.log import environment, kernels_run, write_log
 from quamba.evaluate.summary import summary_table
-from quamba.hybrid_blocks import write_layer_schemes
-from quamba.hybrid_run import search_schemes
+from quamba.mixed_precision.layer_file import write_layer_schemes
+from quamba.mixed_precision.run import search_schemes
 from quamba.models.mamba_slots import mamba_layers
 from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
 from quamba.pipeline.resume import ResumeFolder
 from quamba.scheme.recipe import get_scheme
-from quamba.study.hybrid_report import hybrid_report, to_markdown
+from quamba.study.mixed_precision_report import hybrid_report, to_markdown
 from quamba.text.data import asset_hashes
 from quamba.text.sources import data_dir_for
 

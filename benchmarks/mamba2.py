@@ -23,16 +23,16 @@ from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
 from quamba.evaluate import compare, perplexity
 from quamba.evaluate.compare import perplexity_ratio
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_run import HybridSearch, search_schemes
-from quamba.hybrid_search import Assignment, choose_schemes, frontier
-from quamba.hybrid_sizes import layer_sizes
-from quamba.layer_sensitivity import sum_of_divergences
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.search import Assignment, choose_schemes, frontier
+from quamba.mixed_precision.sensitivity import sum_of_divergences
+from quamba.mixed_precision.sizes import layer_sizes
 from quamba.models.memory import tensor_bytes
 from quamba.observers.per_tensor import observer_names
 from quamba.scheme.recipe import get_scheme
-from quamba.study.hybrid_figures import frontier_figure
-from quamba.study.hybrid_report import hybrid_report, to_markdown
+from quamba.study.mixed_precision_figure import frontier_figure
+from quamba.study.mixed_precision_report import hybrid_report, to_markdown
 from quamba.study.saving import save_figure
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 

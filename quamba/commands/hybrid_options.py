@@ -7,9 +7,9 @@ from pathlib import Path
 from ..calibration.channel_groups import HeadGroups
 from ..errors import QuambaError
 from ..evaluate.log import SCHEMES_STEM
-from ..hybrid_blocks import read_layer_schemes
-from ..hybrid_budget import Budget
-from ..hybrid_run import HybridSearch
+from ..mixed_precision.budget import Budget
+from ..mixed_precision.layer_file import read_layer_schemes
+from ..mixed_precision.run import HybridSearch
 from ..scheme.recipe import FLOAT, WEIGHTS, get_scheme
 
 HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"

@@ -12,7 +12,7 @@ from ..calibration.recording import check_recordable
 from ..calibration.run import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
 from ..evaluate.log import items_path
-from ..hybrid_blocks import check_searchable
+from ..mixed_precision.layer_file import check_searchable
 from ..models.memory import float_bytes
 from ..scheme.recipe import QuantizationRecipe
 from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space

@@ -17,8 +17,8 @@ from quamba import CalibrationText, QuambaError
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.architectures.linear_sites import find_sites
 from quamba.calibration.recording import open_activations
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_run import HybridSearch, search_schemes
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.run import HybridSearch, search_schemes
 from quamba.models.mamba_slots import HYBRIDS as TABLE
 from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer

@@ -9,7 +9,7 @@ import quamba
 from quamba import QuambaError
 from quamba.checkpoint import recipe_of
 from quamba.generation.decoder import Decoder
-from quamba.hybrid_sizes import layer_sizes
+from quamba.mixed_precision.sizes import layer_sizes
 from quamba.nn.linear import WeightOnlyLinear
 from quamba.nn.weight import QuantWeight
 from quamba.scheme.recipe import get_scheme

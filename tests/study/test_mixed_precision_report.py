@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_search import choose_schemes, frontier
-from quamba.study.hybrid_report import HybridReport, hybrid_report, to_dict, to_markdown
-from tests.study.hybrid_tables import LOSSES, SIZES, WEIGHTS
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.search import choose_schemes, frontier
+from quamba.study.mixed_precision_report import HybridReport, hybrid_report, to_dict, to_markdown
+from tests.study.mixed_precision_tables import LOSSES, SIZES, WEIGHTS
 
 UNIFORM_W8, UNIFORM_W4 = ("w8a8",) * 3, ("w4a8",) * 3
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .calibration.run import check_windows
-from .errors import QuambaError
+from ..calibration.run import check_windows
+from ..errors import QuambaError
 
 MAX_LOGITS = 2**27  # elements of a batch's float logits, which stay in memory: 512 MiB in float32
 KL_CHUNK = 2**21  # logits elements that are turned to float64 log-probabilities at a time: 16 MiB each

@@ -17,10 +17,10 @@ from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
 from quamba.evaluate import perplexity
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_run import HybridSearch, search_schemes
-from quamba.hybrid_sizes import layer_sizes
-from quamba.layer_sensitivity import sum_of_divergences
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.sensitivity import sum_of_divergences
+from quamba.mixed_precision.sizes import layer_sizes
 from quamba.scheme.recipe import get_scheme
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.weights.method import WeightMethod

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.hybrid_blocks import check_searchable, parse_layer_schemes, read_layer_schemes, write_layer_schemes
+from quamba.mixed_precision.layer_file import (
+    check_searchable,
+    parse_layer_schemes,
+    read_layer_schemes,
+    write_layer_schemes,
+)
 from quamba.scheme.recipe import SCHEMES
 
 EXPECTED = ("w8a8", "w4a8", "w4a16", "w8a8")

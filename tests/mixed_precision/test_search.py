@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.hybrid_blocks import read_layer_schemes, write_layer_schemes
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_search import (
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.layer_file import read_layer_schemes, write_layer_schemes
+from quamba.mixed_precision.search import (
     Assignment,
     check_budget,
     choose_schemes,

@@ -3,13 +3,13 @@
 import pytest
 from PIL import Image
 
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_search import choose_schemes, frontier
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.search import choose_schemes, frontier
 from quamba.scheme.recipe import SCHEMES
-from quamba.study.hybrid_figures import frontier_figure
-from quamba.study.hybrid_report import hybrid_report
+from quamba.study.mixed_precision_figure import frontier_figure
+from quamba.study.mixed_precision_report import hybrid_report
 from quamba.study.saving import save_figure
-from tests.study.hybrid_tables import LOSSES, SIZES, WEIGHTS
+from tests.study.mixed_precision_tables import LOSSES, SIZES, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # matplotlib warns where a layout does not fit
 

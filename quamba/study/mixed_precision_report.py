@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..evaluate.log import finite
-from ..hybrid_budget import MEGABYTE
-from ..hybrid_search import Assignment, Losses, Sizes, frontier, uniform_assignments
+from ..mixed_precision.budget import MEGABYTE
+from ..mixed_precision.search import Assignment, Losses, Sizes, frontier, uniform_assignments
 from .markdown import markdown_table
 
 FRONTIER, UNIFORM, CHOSEN = "frontier", "uniform", "chosen"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from quamba import layer_sensitivity
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
-from quamba.layer_sensitivity import layer_sensitivities, sum_of_divergences
+from quamba.mixed_precision import sensitivity
+from quamba.mixed_precision.sensitivity import layer_sensitivities, sum_of_divergences
 
 VOCAB = 7
 ERRORS = {"w8a8": 0.01, "w4a8": 0.5}  # what a scheme adds to its layer's table
@@ -110,10 +110,10 @@ def test_the_float_model_runs_once_a_batch(windows):
 
 def test_a_batch_has_no_more_logits_than_fit(windows, monkeypatch):
     model = FakeModel()
-    monkeypatch.setattr(layer_sensitivity, "MAX_LOGITS", 2 * 4 * VOCAB + 1)
+    monkeypatch.setattr(sensitivity, "MAX_LOGITS", 2 * 4 * VOCAB + 1)
     measure(model, windows, Swaps(model), batch_size=5)
     assert {len(call[0]) for call in model.calls} == {1, 2}
-    monkeypatch.setattr(layer_sensitivity, "MAX_LOGITS", 1)
+    monkeypatch.setattr(sensitivity, "MAX_LOGITS", 1)
     model.calls.clear()
     measure(model, windows, Swaps(model), batch_size=5)
     assert {len(call[0]) for call in model.calls} == {1}
@@ -170,7 +170,7 @@ def test_progress_counts_every_run_of_a_quantized_layer(windows, capsys):
 
 @pytest.mark.parametrize("chunk", [1, 7, 8, 30, 10**6])
 def test_chunks_of_tokens_add_up(monkeypatch, chunk):
-    monkeypatch.setattr(layer_sensitivity, "KL_CHUNK", chunk)
+    monkeypatch.setattr(sensitivity, "KL_CHUNK", chunk)
     a, b = torch.randn(2, 2, 13, VOCAB, generator=torch.Generator().manual_seed(2))
     assert sum_of_divergences(a, b) == pytest.approx(26 * divergence_by_hand(a, b), rel=1e-12)
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .figures import COLOURS, DPI, MARKERS, STYLE, WIDTH
-from .hybrid_report import CHOSEN, FRONTIER, UNIFORM, FrontierPoint, HybridReport
+from .mixed_precision_report import CHOSEN, FRONTIER, UNIFORM, FrontierPoint, HybridReport
 
 HEIGHT = 5.0  # inches
 LEGEND_COLUMNS = 8

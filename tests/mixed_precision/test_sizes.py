@@ -4,7 +4,7 @@ import pytest
 
 from quamba.architectures.base import architecture_of
 from quamba.architectures.convert import install_float_mixers
-from quamba.hybrid_sizes import layer_sizes, matrix_bytes
+from quamba.mixed_precision.sizes import layer_sizes, matrix_bytes
 from quamba.nn.weight import QuantWeight
 from quamba.scheme.recipe import SCHEMES, get_scheme, variants
 from tests.tiny_llama import tiny_llama

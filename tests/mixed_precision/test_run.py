@@ -10,10 +10,10 @@ from quamba import QuambaError
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.channel_groups import HeadGroups
 from quamba.calibration.defaults import parse_observers
-from quamba.hybrid_budget import Budget
-from quamba.hybrid_run import HybridSearch, search_schemes
-from quamba.hybrid_sizes import layer_sizes
-from quamba.layer_sensitivity import sum_of_divergences
+from quamba.mixed_precision.budget import Budget
+from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.sensitivity import sum_of_divergences
+from quamba.mixed_precision.sizes import layer_sizes
 from quamba.nn.mamba1 import TAPS as MAMBA1_TAPS
 from quamba.nn.mamba2 import TAPS as MAMBA2_TAPS
 from quamba.scheme.recipe import get_scheme
@@ -112,7 +112,7 @@ def test_the_same_search_finds_the_same(tiny_ssm):
     ],
 )
 def test_what_cannot_be_searched_is_told_before_the_slow_part(tiny_ssm, monkeypatch, build, schemes, budget, message):
-    monkeypatch.setattr("quamba.hybrid_run.calibrate", None)
+    monkeypatch.setattr("quamba.mixed_precision.run.calibrate", None)
     with pytest.raises(QuambaError, match=message):
         search(build(tiny_ssm), budget, schemes)
 

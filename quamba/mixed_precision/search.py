@@ -21,8 +21,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import QuambaError
-from .hybrid_budget import Budget
+from ..errors import QuambaError
+from .budget import Budget
 
 Losses = Mapping[str, Sequence[float]]  # scheme -> loss of each layer, nats
 Sizes = Mapping[str, Sequence[int]]  # scheme -> bytes of each layer

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .errors import QuambaError
+from ..errors import QuambaError
 
 BITS, MEGABYTES = "bits", "MB"
 MEGABYTE = 10**6

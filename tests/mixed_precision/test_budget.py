@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.hybrid_budget import Budget
+from quamba.mixed_precision.budget import Budget
 
 
 @pytest.mark.parametrize("text", ["5.5", "5.5bits", "5.5 bits", " 5.50BITS "])

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architectures.base import architecture_of
-from .architectures.convert import check_transformable, install_float_mixers, quantized_mixer
-from .calibration.channel_groups import HeadGroups
-from .calibration.run import calibrate
-from .errors import QuambaError
-from .hybrid_budget import Budget
-from .hybrid_search import Assignment, check_budget, choose_schemes, search_figures
-from .hybrid_sizes import layer_sizes
-from .layer_sensitivity import layer_sensitivities
-from .models.mamba_slots import hybrid_of, mamba_slots
-from .models.model_checks import check_float_model, check_float_tensors
-from .models.original import in_eval_mode, own_configs, plain_computation
-from .nn.norm import PassThroughNorm
-from .pipeline.transform import transform
-from .scheme.recipe import QuantizationRecipe, fitting_scheme
+from ..architectures.base import architecture_of
+from ..architectures.convert import check_transformable, install_float_mixers, quantized_mixer
+from ..calibration.channel_groups import HeadGroups
+from ..calibration.run import calibrate
+from ..errors import QuambaError
+from ..models.mamba_slots import hybrid_of, mamba_slots
+from ..models.model_checks import check_float_model, check_float_tensors
+from ..models.original import in_eval_mode, own_configs, plain_computation
+from ..nn.norm import PassThroughNorm
+from ..pipeline.transform import transform
+from ..scheme.recipe import QuantizationRecipe, fitting_scheme
+from .budget import Budget
+from .search import Assignment, check_budget, choose_schemes, search_figures
+from .sensitivity import layer_sensitivities
+from .sizes import layer_sizes
 
 SEARCH_WINDOWS = 16  # of calibration text, on which the predictions of every layer and scheme are compared
 

@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .errors import QuambaError
-from .scheme.recipe import SCHEMES
-from .storage.files import write_output
+from ..errors import QuambaError
+from ..scheme.recipe import SCHEMES
+from ..storage.files import write_output
 
 DEFAULT = "default"  # key of the scheme that layers without one of their own take
 LAYERS, SEARCH = "layers", "search"  # keys of a file that a search wrote
