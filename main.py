@@ -26,9 +26,9 @@ from quamba.commands.console import Console
 from quamba.commands.failures import Failures, drop_standard_output, exit_status
 from quamba.commands.run_report import report_lines
 from quamba.commands.weight_options import given_weight_options, weight_method
-from quamba.evaluate import EvaluationResult, compare, evaluate, text_windows
-from quamba.evaluate.log import environment, kernels_run, write_log
-from quamba.evaluate.summary import summary_table
+from quamba.evaluation import EvaluationResult, compare, evaluate, text_windows
+from quamba.evaluation.log import environment, kernels_run, write_log
+from quamba.evaluation.summary import summary_table
 from quamba.mixed_precision.layer_file import write_layer_schemes
 from quamba.mixed_precision.run import search_schemes
 from quamba.models.mamba_slots import mamba_layers
@@ -205,7 +205,7 @@ def check_evaluation(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Raises QuambaError where an evaluation would fail for a name that does not exist: now, not after hours."""
     _, task_runs = run_texts.evaluation_plan(args, checkpoint)
     if task_runs:
-        from quamba.evaluate.lm_eval import check_tasks  # seconds to import, and only tasks need it
+        from quamba.evaluation.lm_eval import check_tasks  # seconds to import, and only tasks need it
 
         for tasks, _ in task_runs:
             check_tasks(tasks, args.include_path)
@@ -216,7 +216,7 @@ def read_evaluation(model, tokenizer, args: argparse.Namespace, checkpoint: Chec
     texts, task_runs = run_texts.evaluation_plan(args, checkpoint)
     text_windows(model, tokenizer, texts, data_dir=data_dir_for(args.data_dir, *texts))
     for tasks, examples in task_runs:
-        from quamba.evaluate.lm_eval import load_tasks
+        from quamba.evaluation.lm_eval import load_tasks
 
         limit = run_texts.TESTING_TASK_ITEMS if args.testing else None
         load_tasks(tasks, examples, limit, args.include_path, tokenizer, text_config(model).vocab_size)

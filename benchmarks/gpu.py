@@ -29,9 +29,9 @@ import quamba
 from benchmarks.speed.make_model import random_model
 from benchmarks.speed.shapes import SHAPES, VOCAB, Shape
 from quamba import QuambaError, ops
+from quamba.evaluation.latency import TPOT, TTFT, Spread, random_prompt, time_run
 from quamba.generation.decoder import Decoder
 from quamba.generation.recorded_step import RecordedStep
-from quamba.latency import TPOT, TTFT, Spread, random_prompt, time_run
 from quamba.storage.files import write_text_atomically
 from quamba.study.markdown import markdown_table
 from quamba.weights.method import WeightMethod

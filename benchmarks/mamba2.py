@@ -21,8 +21,8 @@ from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.channel_groups import HeadGroups
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
-from quamba.evaluate import compare, perplexity
-from quamba.evaluate.compare import perplexity_ratio
+from quamba.evaluation import compare, perplexity
+from quamba.evaluation.compare import perplexity_ratio
 from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.run import HybridSearch, search_schemes
 from quamba.mixed_precision.search import Assignment, choose_schemes, frontier

@@ -22,9 +22,9 @@ from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.defaults import parse_observers
 from quamba.calibration.recording import open_activations
 from quamba.calibration.run import calibrate, default_text, model_fingerprint
-from quamba.evaluate import EvaluationResult, compare
-from quamba.evaluate.compare import perplexity_ratio
-from quamba.evaluate.perplexity import PerplexityResult, perplexity
+from quamba.evaluation import EvaluationResult, compare
+from quamba.evaluation.compare import perplexity_ratio
+from quamba.evaluation.perplexity import PerplexityResult, perplexity
 from quamba.nn.mamba1 import TAPS
 from quamba.pipeline.quantize import transform
 from quamba.storage.files import write_text_atomically

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
-from quamba.evaluate import compare
+from quamba.evaluation import compare
 from quamba.text.data import EMBEDDED_MODELS
 
 INT8_TABLES = {"quantize_embedding": True, "quantize_lm_head": True}

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
 from quamba.checkpoint import recipe_of
-from quamba.evaluate import compare
+from quamba.evaluation import compare
 from quamba.models.memory import tensor_bytes
 from quamba.text.data import EMBEDDED_MODELS
 from quamba.weights.method import WeightMethod

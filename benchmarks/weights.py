@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import quamba
 from quamba.calibration.run import CalibrationText
-from quamba.evaluate.compare import paired_bootstrap
-from quamba.evaluate.perplexity import perplexity
+from quamba.evaluation.compare import paired_bootstrap
+from quamba.evaluation.perplexity import perplexity
 from quamba.storage.files import write_output
 from quamba.text.data import evaluation_windows, load_text
 from quamba.weights.method import WeightMethod

@@ -14,7 +14,7 @@ from .calibration.run import CalibrationResult, CalibrationText
 from .checkpoint import load
 from .checkpoint import save_quantized as save
 from .errors import QuambaError
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .observers.per_tensor import Observer, register_observer
 from .pipeline.quantize import quantize
 from .plugins import load_plugin

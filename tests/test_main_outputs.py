@@ -82,7 +82,7 @@ def test_one_output_that_fails_takes_no_other_along(tiny, capsys, monkeypatch, w
     failing = {
         "calibration": ("quamba.calibration.run.write_text_atomically", full),
         "dequantized": ("quamba.checkpoint.dequantized.replace_folder", full),
-        "log": (sys.modules["quamba.evaluate.log"], "write_text_atomically", full),
+        "log": (sys.modules["quamba.evaluation.log"], "write_text_atomically", full),
         "model": ("quamba.checkpoint.quantized.replace_folder", full),
         "activations": ("quamba.calibration.recording.save_file", full),
     }

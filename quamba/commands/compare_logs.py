@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..evaluate.log import items_path
+from ..evaluation.log import items_path
 from ..study.compare_logs import compare_logs
 from ..study.log_table import to_dict, to_markdown
 from ..study.result_log import read_logs

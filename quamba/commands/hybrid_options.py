@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..calibration.channel_groups import HeadGroups
 from ..errors import QuambaError
-from ..evaluate.log import SCHEMES_STEM
+from ..evaluation.log import SCHEMES_STEM
 from ..mixed_precision.budget import Budget
 from ..mixed_precision.layer_file import read_layer_schemes
 from ..mixed_precision.run import HybridSearch

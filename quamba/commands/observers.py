@@ -20,7 +20,7 @@ from ..calibration.recording import (
 from ..calibration.run import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from ..errors import QuambaError
-from ..evaluate.log import finite
+from ..evaluation.log import finite
 from ..nn.taps import tap_name
 from ..observers.per_tensor import observer_names
 from ..plugins import load_plugin

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from ..checkpoint import METHOD, Checkpoint, load_checkpoint, recipe_of, resolve_checkpoint
 from ..errors import QuambaError
-from ..evaluate.log import environment
+from ..evaluation.latency import Spread, paired_ratios, random_prompt, time_run, time_runs
+from ..evaluation.log import environment
 from ..generation.decoder import Decoder
-from ..latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 from ..models.memory import checkpoint_bytes, memory_bytes, peak_memory_bytes, reset_peak_memory
 from ..models.positions import check_positions
 from ..models.text_config import text_config

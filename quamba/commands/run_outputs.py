@@ -11,7 +11,7 @@ from ..architectures.convert import quantized_bytes
 from ..calibration.recording import check_recordable
 from ..calibration.run import CalibrationResult, CalibrationText
 from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
-from ..evaluate.log import items_path
+from ..evaluation.log import items_path
 from ..mixed_precision.layer_file import check_searchable
 from ..models.memory import float_bytes
 from ..scheme.recipe import QuantizationRecipe

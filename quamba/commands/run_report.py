@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluate.summary import backend_line
+from ..evaluation.summary import backend_line
 from ..scheme.recipe import QuantizationRecipe
 
 

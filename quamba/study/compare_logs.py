@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import QuambaError
-from ..evaluate.compare import paired_bootstrap
-from ..evaluate.summary import MEGABYTE, metric_label, shown_metrics
+from ..evaluation.compare import paired_bootstrap
+from ..evaluation.summary import MEGABYTE, metric_label, shown_metrics
 from .result_log import Calibration, Measurements, ResultLog, distinct_labels
 
 # lm-eval's metrics that are shares of the items: shown in points of a hundred

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..checkpoint import recipe_of
 from ..errors import QuambaError
-from ..evaluate.compare import perplexity_ratio
-from ..evaluate.log import finite
-from ..evaluate.perplexity import PerplexityResult, Window
-from ..evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
+from ..evaluation.compare import perplexity_ratio
+from ..evaluation.log import finite
+from ..evaluation.perplexity import PerplexityResult, Window
+from ..evaluation.sliding import joined_stream, sliding_perplexity, sliding_windows
 from ..text.data import load_text, text_sha256
 from ..text.sources import check_data_dir, data_dir_for
 from .compare_logs import Change

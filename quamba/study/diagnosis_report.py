@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..evaluate.log import finite
+from ..evaluation.log import finite
 from .diagnose import EMBEDDING, LayerDifference, TensorComparison
 from .markdown import markdown_table
 from .model_diagnosis import Diagnosis

@@ -8,8 +8,8 @@ from ..calibration.defaults import parse_observers
 from ..calibration.run import CalibrationText
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..errors import QuambaError
-from ..evaluate import EvaluationResult, compare, evaluate
-from ..evaluate.compare import Interval
+from ..evaluation import EvaluationResult, compare, evaluate
+from ..evaluation.compare import Interval
 from ..pipeline.quantize import quantize
 from ..text.data import EmbeddedDefaults, load_text
 from .strategies import BASELINE, Strategy
@@ -36,7 +36,7 @@ class Evaluation:
         """Raises QuambaError for a text or a task that does not exist: now, not when a model has been quantized."""
         load_text(self.dataset, "test")
         if self.tasks:
-            from ..evaluate.lm_eval import check_tasks  # seconds to import
+            from ..evaluation.lm_eval import check_tasks  # seconds to import
 
             check_tasks(self.tasks)
 

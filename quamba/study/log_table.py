@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from ..evaluate.log import finite
+from ..evaluation.log import finite
 from .compare_logs import KINDS, Cell, Change, Column, LogComparison, Row
 from .markdown import markdown_table
 from .result_log import Calibration

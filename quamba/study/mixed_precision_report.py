@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from ..evaluate.log import finite
+from ..evaluation.log import finite
 from ..mixed_precision.budget import MEGABYTE
 from ..mixed_precision.search import Assignment, Losses, Sizes, frontier, uniform_assignments
 from .markdown import markdown_table

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import QuambaError
-from ..evaluate.log import is_current_log, items_path
+from ..evaluation.log import is_current_log, items_path
 
 HINT = "give a log that main.py wrote, such as logs/mamba-tiny_w8a8.json"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from ..evaluate.compare import Interval
+from ..evaluation.compare import Interval
 from .comparison import Comparison
 
 

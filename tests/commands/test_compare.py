@@ -12,7 +12,7 @@ from quamba.__main__ import main
 from quamba.checkpoint import saved_dtype
 from quamba.checkpoint.load_float import quiet_transformers
 from quamba.commands import compare
-from quamba.evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
+from quamba.evaluation.sliding import joined_stream, sliding_perplexity, sliding_windows
 from quamba.study import model_sources
 from quamba.study.model_sources import ModelSource, find_models
 from quamba.text.data import text_sha256

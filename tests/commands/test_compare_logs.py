@@ -13,8 +13,8 @@ import main
 import quamba
 from quamba.commands import compare_logs
 from quamba.errors import QuambaError
-from quamba.evaluate import compare
-from quamba.evaluate.log import write_log
+from quamba.evaluation import compare
+from quamba.evaluation.log import write_log
 
 from ..study.result_logs import figures, write_result_log
 

@@ -14,7 +14,7 @@ from quamba.__main__ import main
 from quamba.calibration.recording import ActivationRecorder, open_activations
 from quamba.calibration.run import CalibrationText
 from quamba.commands import observers
-from quamba.evaluate.compare import Interval
+from quamba.evaluation.compare import Interval
 from quamba.study.comparison import NORMAL_RATIO, compare_strategies
 from quamba.study.end_to_end import Evaluation
 from quamba.study.strategies import parse_strategies

@@ -16,7 +16,7 @@ import quamba
 from quamba.architectures.convert import install_float_mixers
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
-from quamba.evaluate import perplexity
+from quamba.evaluation import perplexity
 from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.run import HybridSearch, search_schemes
 from quamba.mixed_precision.sensitivity import sum_of_divergences

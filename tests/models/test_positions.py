@@ -15,8 +15,8 @@ from transformers import (
 import quamba
 from quamba.calibration.run import CalibrationText, default_text, read_windows
 from quamba.errors import QuambaError
-from quamba.evaluate import perplexity, stepwise_perplexity
-from quamba.evaluate.sliding import sliding_perplexity, sliding_windows
+from quamba.evaluation import perplexity, stepwise_perplexity
+from quamba.evaluation.sliding import sliding_perplexity, sliding_windows
 from quamba.generation.generate import generate_text
 from quamba.models.positions import check_positions, max_positions
 from tests.tiny_hybrids import tiny_bamba

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quamba.evaluate.log import write_log
+from quamba.evaluation.log import write_log
 
 NLL, TOKENS = [2.0, 3.0, 2.5, 2.0], [10, 10, 10, 5]
 CORRECT = [1.0, 0.0, 1.0, 1.0]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.evaluate.compare import paired_bootstrap
-from quamba.evaluate.log import items_path
+from quamba.evaluation.compare import paired_bootstrap
+from quamba.evaluation.log import items_path
 from quamba.study.compare_logs import Cell, Change, LogComparison, compare_logs
 from quamba.study.result_log import read_logs
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quamba.calibration.recording import TapActivations, synthetic_activations
 from quamba.errors import QuambaError
-from quamba.evaluate.log import finite
+from quamba.evaluation.log import finite
 from quamba.observers.histogram import SignedHistogram
 from quamba.observers.per_tensor import Observer, register_observer
 from quamba.study.comparison import (

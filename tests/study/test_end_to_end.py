@@ -10,7 +10,7 @@ import torch
 from quamba.calibration.run import CalibrationText
 from quamba.checkpoint import load_checkpoint, resolve_checkpoint
 from quamba.errors import QuambaError
-from quamba.evaluate import EvaluationResult, PerplexityResult, compare, evaluate
+from quamba.evaluation import EvaluationResult, PerplexityResult, compare, evaluate
 from quamba.pipeline.quantize import quantize
 from quamba.study.end_to_end import Evaluation, end_to_end, measure_strategies, observers_of
 from quamba.study.strategies import parse_strategies, parse_strategy
@@ -59,7 +59,7 @@ def test_an_evaluation_of_a_task_that_does_not_exist_is_refused(place, monkeypat
         if "best" in names:
             raise QuambaError("unknown lm-eval task 'best'")
 
-    monkeypatch.setitem(sys.modules, "quamba.evaluate.lm_eval", SimpleNamespace(check_tasks=check_tasks))
+    monkeypatch.setitem(sys.modules, "quamba.evaluation.lm_eval", SimpleNamespace(check_tasks=check_tasks))
     Evaluation("stdlib", tasks=("stdlib_cloze",)).check()
     with pytest.raises(QuambaError, match="unknown lm-eval task 'best'"):
         Evaluation("stdlib", tasks=("stdlib_cloze", "best")).check()

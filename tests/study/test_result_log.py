@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.evaluate.log import items_path, write_log
+from quamba.evaluation.log import items_path, write_log
 from quamba.study.result_log import distinct_labels, find_log, read_log, read_logs
 
 from .result_logs import CORRECT, NLL, TOKENS, figures, write_result_log

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from quamba.evaluate.compare import Interval
+from quamba.evaluation.compare import Interval
 from quamba.study.comparison import Comparison, StrategyResult, TapComparison
 from quamba.study.verdict import EndToEnd, Rule, judge, verdict_dict
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from quamba.evaluate import perplexity, stepwise_perplexity
-from quamba.evaluate.lm_eval import run_tasks
+from quamba.evaluation import perplexity, stepwise_perplexity
+from quamba.evaluation.lm_eval import run_tasks
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama
 
@@ -35,7 +35,7 @@ def measure_task(monkeypatch, tmp_path):
     task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "words.jsonl")}}}
     task |= {"doc_to_text": "{{context}}", "doc_to_target": "{{target}}", "metric_list": [{"metric": "perplexity"}]}
     (tmp_path / "words.yaml").write_text(yaml.safe_dump(task))
-    module = importlib.import_module("quamba.evaluate.lm_eval")
+    module = importlib.import_module("quamba.evaluation.lm_eval")
     manager = module._Tasks(include_path=[tmp_path], include_defaults=False)
     monkeypatch.setattr(module, "_task_manager", lambda *_, **__: manager)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -13,7 +13,7 @@ from lm_eval.api.registry import get_model
 
 import quamba
 from quamba.errors import QuambaError
-from quamba.evaluate.lm_eval import TASKS_DIR, QuambaLM, TaskManager, run_tasks
+from quamba.evaluation.lm_eval import TASKS_DIR, QuambaLM, TaskManager, run_tasks
 from quamba.text.data import read_asset_rows
 from tests.tiny_llama import tiny_llama
 
@@ -35,7 +35,7 @@ def offline_and_quick(monkeypatch, tmp_path):
 @pytest.fixture
 def without_lm_evals_own_tasks(monkeypatch):
     """lm-eval's thousands of tasks take seconds to index."""
-    module = importlib.import_module("quamba.evaluate.lm_eval")
+    module = importlib.import_module("quamba.evaluation.lm_eval")
 
     def manager(include_path, include_defaults):
         folders = [TASKS_DIR] + ([include_path] if include_path else [])

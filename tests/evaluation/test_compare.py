@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.evaluate import EvaluationResult, PerplexityResult, compare, paired_bootstrap, perplexity_ratio
+from quamba.evaluation import EvaluationResult, PerplexityResult, compare, paired_bootstrap, perplexity_ratio
 
 
 def result_of(nll, tokens):

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from quamba.errors import QuambaError
-from quamba.evaluate import evaluate, text_windows
-from quamba.evaluate.lm_eval import _task_manager, load_tasks
+from quamba.evaluation import evaluate, text_windows
+from quamba.evaluation.lm_eval import _task_manager, load_tasks
 from quamba.text.data import load_text
 
 TASK = {

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.evaluate import perplexity, perplexity_ratio
-from quamba.evaluate.perplexity import Window, window_perplexity
-from quamba.evaluate.sliding import joined_stream, sliding_perplexity, sliding_windows
+from quamba.evaluation import perplexity, perplexity_ratio
+from quamba.evaluation.perplexity import Window, window_perplexity
+from quamba.evaluation.sliding import joined_stream, sliding_perplexity, sliding_windows
 from quamba.text.data import evaluation_windows
 
 

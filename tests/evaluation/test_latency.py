@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from quamba import latency
-from quamba.latency import Spread, paired_ratios, random_prompt, time_run, time_runs
+from quamba.evaluation import latency
+from quamba.evaluation.latency import Spread, paired_ratios, random_prompt, time_run, time_runs
 
 
 class SlowDecoder:

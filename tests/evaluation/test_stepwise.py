@@ -5,7 +5,7 @@ import torch
 
 import quamba
 from quamba.errors import QuambaError
-from quamba.evaluate import perplexity, stepwise_perplexity
+from quamba.evaluation import perplexity, stepwise_perplexity
 from tests.tiny_llama import tiny_llama
 
 WINDOWS = torch.randint(0, 60, (5, 17), generator=torch.Generator().manual_seed(2))

@@ -4,7 +4,7 @@ import pytest
 
 import quamba
 from quamba import QuambaError
-from quamba.evaluate import EvaluationResult, compare, perplexity
+from quamba.evaluation import EvaluationResult, compare, perplexity
 from quamba.text.data import evaluation_windows, load_text, text_sha256
 
 

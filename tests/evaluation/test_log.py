@@ -14,7 +14,7 @@ import quamba
 from quamba import ops
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
-from quamba.evaluate.log import environment, is_current_log, items_path, kernels_run, write_log
+from quamba.evaluation.log import environment, is_current_log, items_path, kernels_run, write_log
 
 
 def test_the_environment_names_what_figures_depend_on():

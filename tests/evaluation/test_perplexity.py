@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, MambaForCausalLM, PreTrainedConfig
 
 from quamba.errors import QuambaError
-from quamba.evaluate import perplexity
+from quamba.evaluation import perplexity
 from quamba.text.data import embedded_model_dir, evaluation_windows, load_text
 
-MODULE = importlib.import_module("quamba.evaluate.perplexity")
+MODULE = importlib.import_module("quamba.evaluation.perplexity")
 
 
 class FixedModel:

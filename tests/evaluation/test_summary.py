@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from quamba.evaluate.compare import Interval
-from quamba.evaluate.summary import backend_line, summary_table
+from quamba.evaluation.compare import Interval
+from quamba.evaluation.summary import backend_line, summary_table
 
 FLOAT = {
     "ppl": {"stdlib": 17.5},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .generation.decoder import Decoder
+from ..generation.decoder import Decoder
 
 TTFT, TPOT, TTLT = "ttft", "tpot", "ttlt"
 
