@@ -28,10 +28,10 @@ from quamba.evaluation.perplexity import PerplexityResult, perplexity
 from quamba.nn.mamba1 import TAPS
 from quamba.pipeline.quantize import transform
 from quamba.storage.files import write_text_atomically
-from quamba.study.capture import capture
-from quamba.study.comparison import compare_strategies
-from quamba.study.fake_quantize import fake_quantized
-from quamba.study.strategies import parse_strategies, parse_strategy
+from quamba.study.observers.capture import capture
+from quamba.study.observers.comparison import compare_strategies
+from quamba.study.observers.fake_quantize import fake_quantized
+from quamba.study.observers.strategies import parse_strategies, parse_strategy
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 MODEL = "mamba-tiny"

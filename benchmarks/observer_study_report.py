@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from quamba.study.report import Section
+from quamba.study.observers.report import Section
 from quamba.study.saving import save_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito

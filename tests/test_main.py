@@ -13,7 +13,7 @@ import quamba
 from quamba.calibration.recording import open_activations
 from quamba.calibration.run import CalibrationResult
 from quamba.checkpoint import recipe_of
-from quamba.study.result_log import read_logs
+from quamba.study.logs.result_log import read_logs
 from quamba.text.data import load_text, text_sha256
 
 ROOT = Path(main.__file__).parent

@@ -45,7 +45,7 @@ def odd_files(monkeypatch):
     def stop(*_, **__):
         raise QuambaError(STOPPED)
 
-    names = ("main", "quamba.commands.profile", "quamba.commands.observers", "quamba.study.model_sources")
+    names = ("main", "quamba.commands.profile", "quamba.commands.observers", "quamba.study.models.sources")
     for name in names:
         monkeypatch.setattr(sys.modules[name], "load_checkpoint", stop)
     monkeypatch.setattr("quamba.commands.generate.load", stop)

@@ -5,8 +5,8 @@ import json
 import os
 import sys
 
-from ..study.compare_models import compare_models, read_texts, to_dict, to_markdown, window_sizes
-from ..study.model_sources import DTYPES, ModelSource, find_models
+from ..study.models.comparison import compare_models, read_texts, to_dict, to_markdown, window_sizes
+from ..study.models.sources import DTYPES, ModelSource, find_models
 from ..text.data import EMBEDDED_TEXT, TEXT_NAMES
 from ..text.sources import FOLDER_TEXTS
 from .arguments import names, positive_int, seed, share

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from ..evaluation.log import items_path
-from ..study.compare_logs import compare_logs
-from ..study.log_table import to_dict, to_markdown
-from ..study.result_log import read_logs
+from ..study.logs.comparison import compare_logs
+from ..study.logs.result_log import read_logs
+from ..study.logs.table import to_dict, to_markdown
 from ..study.saving import save_figure
 from .arguments import names, positive_int, seed, share
 from .console import Console
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     with failures.collected():
         write_report(args, text, "table ")
     if args.plot:
-        from ..study.log_figures import compare_figure  # matplotlib
+        from ..study.logs.figures import compare_figure  # matplotlib
 
         with failures.collected():
             save_figure(compare_figure(comparison), args.plot)

@@ -7,10 +7,10 @@ import sys
 from functools import partial
 
 from ..errors import QuambaError
-from ..study.diagnose import sample_windows
-from ..study.diagnosis_report import to_dict, to_markdown
-from ..study.model_diagnosis import diagnose
-from ..study.model_sources import DTYPES, common_tokens, find_models
+from ..study.models.diagnose import sample_windows
+from ..study.models.diagnosis import diagnose
+from ..study.models.diagnosis_report import to_dict, to_markdown
+from ..study.models.sources import DTYPES, common_tokens, find_models
 from ..text.data import EMBEDDED_TEXT, TEXT_NAMES, load_text, token_stream
 from .arguments import names, positive_int
 from .output import add_output_arguments, check_command_outputs, write_report

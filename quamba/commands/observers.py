@@ -24,12 +24,12 @@ from ..evaluation.log import finite
 from ..nn.taps import tap_name
 from ..observers.per_tensor import observer_names
 from ..plugins import load_plugin
-from ..study.capture import capture
-from ..study.comparison import NORMAL_RATIO, Comparison, compare_strategies
-from ..study.end_to_end import Evaluation, measure_strategies, observers_of
-from ..study.report import TERMINAL_WIDTH, aggregate_sections, detail_section, verdict_lines
-from ..study.strategies import BASELINE, Strategy, parse_strategies
-from ..study.verdict import EndToEnd, Rule, judge, verdict_dict
+from ..study.observers.capture import capture
+from ..study.observers.comparison import NORMAL_RATIO, Comparison, compare_strategies
+from ..study.observers.end_to_end import Evaluation, measure_strategies, observers_of
+from ..study.observers.report import TERMINAL_WIDTH, aggregate_sections, detail_section, verdict_lines
+from ..study.observers.strategies import BASELINE, Strategy, parse_strategies
+from ..study.observers.verdict import EndToEnd, Rule, judge, verdict_dict
 from ..text.data import EMBEDDED_MODELS, EmbeddedDefaults
 from .arguments import names, positive_int, seed, share
 from .console import Console
@@ -254,7 +254,7 @@ def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitSt
 
 
 def _figure(args: argparse.Namespace, comparison: Comparison, source: _Source):
-    from ..study.figures import strategy_figure
+    from ..study.observers.figures import strategy_figure
 
     wanted = args.plot_tap or comparison.taps[0].name
     (activations,) = (each for each in source.activations if each.name == wanted)

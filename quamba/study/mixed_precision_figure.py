@@ -9,8 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, DPI, MARKERS, STYLE, WIDTH
 from .mixed_precision_report import CHOSEN, FRONTIER, UNIFORM, FrontierPoint, HybridReport
+from .observers.figures import COLOURS, DPI, MARKERS, STYLE, WIDTH
 
 HEIGHT = 5.0  # inches
 LEGEND_COLUMNS = 8

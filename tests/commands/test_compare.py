@@ -13,8 +13,8 @@ from quamba.checkpoint import saved_dtype
 from quamba.checkpoint.load_float import quiet_transformers
 from quamba.commands import compare
 from quamba.evaluation.sliding import joined_stream, sliding_perplexity, sliding_windows
-from quamba.study import model_sources
-from quamba.study.model_sources import ModelSource, find_models
+from quamba.study.models import sources
+from quamba.study.models.sources import ModelSource, find_models
 from quamba.text.data import text_sha256
 
 from ..checkpoint.test_state_spaces import MAMBA1, original_tensors, write_original
@@ -296,7 +296,7 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     words = vocabulary["model"]["vocab"]
     words["w4"], words["w8"] = words["w8"], words["w4"]
     (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(vocabulary))
-    monkeypatch.setattr(model_sources, "load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sources, "load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
     defaults = [] if "--datasets" in options else ["--datasets", "text.txt"]
     assert message in mistake(capsys, *options, *defaults)
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import quamba
 from quamba.__main__ import main
 from quamba.checkpoint.load_float import quiet_transformers
-from quamba.study import model_sources
+from quamba.study.models import sources
 
 TEXT = " ".join(f"w{(i * i + 3 * i) % 50}" for i in range(1, 90))
 SHORT = ["--dataset", "text.txt", "--n_samples", "3", "--seqlen", "16"]
@@ -121,7 +121,7 @@ def test_the_default_is_eight_windows_of_the_embedded_text(capsys):
 )
 def test_a_mistake_is_one_line_before_a_model_is_loaded(models, tmp_path, monkeypatch, capsys, options, message):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(model_sources, "load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sources, "load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
     defaults = [] if "--dataset" in options else ["--dataset", "text.txt"]
     assert main(["diagnose", *options, *defaults]) == 2
     out, err = capsys.readouterr()

@@ -15,10 +15,10 @@ from quamba.calibration.recording import ActivationRecorder, open_activations
 from quamba.calibration.run import CalibrationText
 from quamba.commands import observers
 from quamba.evaluation.compare import Interval
-from quamba.study.comparison import NORMAL_RATIO, compare_strategies
-from quamba.study.end_to_end import Evaluation
-from quamba.study.strategies import parse_strategies
-from quamba.study.verdict import EndToEnd, Rule
+from quamba.study.observers.comparison import NORMAL_RATIO, compare_strategies
+from quamba.study.observers.end_to_end import Evaluation
+from quamba.study.observers.strategies import parse_strategies
+from quamba.study.observers.verdict import EndToEnd, Rule
 from quamba.text.data import EMBEDDED_MODELS
 
 from ..markdown_tables import parse_markdown
@@ -265,7 +265,7 @@ def test_a_figure_shows_the_tap_that_is_named(capsys, acts, monkeypatch):
         shown.append((len(comparison.taps), activations.name))
         return Figure()
 
-    monkeypatch.setattr("quamba.study.figures.strategy_figure", strategy_figure)
+    monkeypatch.setattr("quamba.study.observers.figures.strategy_figure", strategy_figure)
     options = ["--activations", acts, "--plot", "new/figure.png"]
     assert output(capsys, *options).endswith("figure  new/figure.png\n")
     assert Path("new/figure.png").read_bytes() == b"figure"

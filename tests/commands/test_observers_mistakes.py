@@ -148,7 +148,7 @@ def test_what_only_the_model_can_tell_is_told_before_it_runs(capsys, tiny, monke
     def refuse(*_, **__):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr("quamba.study.capture.calibrate", refuse)
+    monkeypatch.setattr("quamba.study.observers.capture.calibrate", refuse)
     assert main(["observers", *tiny, *options]) == 2
     err = capsys.readouterr().err
     assert message in err

@@ -23,7 +23,7 @@ from quamba.models.mamba_slots import HYBRIDS as TABLE
 from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
 from quamba.pipeline.transform import transform
-from quamba.study.capture import capture
+from quamba.study.observers.capture import capture
 from tests.scheme_variants import calibrates, quantize_variant
 from tests.tiny_hybrids import (
     ATTENTION,

@@ -15,7 +15,7 @@ from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
 from quamba.pipeline.transform import transform
 from quamba.scheme.recipe import QuantizationRecipe, get_scheme
-from quamba.study.fake_quantize import fake_quantized
+from quamba.study.observers.fake_quantize import fake_quantized
 from quamba.weights.rounded import RoundedWeight
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 

@@ -1,0 +1,1 @@
+"""Result logs side by side."""

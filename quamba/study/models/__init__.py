@@ -1,0 +1,1 @@
+"""Models side by side: their perplexity, their tensors, what they predict."""
