@@ -21,11 +21,13 @@ from quamba.checkpoint import (
     resolve_checkpoint,
     save_dequantized,
 )
-from quamba.commands import hybrid_options, run_outputs, run_texts
 from quamba.commands.console import Console
 from quamba.commands.failures import Failures, drop_standard_output, exit_status
-from quamba.commands.run_report import report_lines
-from quamba.commands.weight_options import given_weight_options, weight_method
+from quamba.commands.quantize import mixed_precision_options
+from quamba.commands.quantize import outputs as run_outputs
+from quamba.commands.quantize import texts as run_texts
+from quamba.commands.quantize.report import report_lines
+from quamba.commands.quantize.weight_options import given_weight_options, weight_method
 from quamba.evaluation import EvaluationResult, compare, evaluate, text_windows
 from quamba.evaluation.log import environment, kernels_run, write_log
 from quamba.evaluation.summary import summary_table
@@ -95,7 +97,7 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
         "calibration": run_texts.calibration_source(args, checkpoint),
         "save_activations": args.save_activations,
         "resume": args.resume,
-        **weight_arguments(args, checkpoint, hybrid_options.lowest_bits(args, checkpoint.config)),
+        **weight_arguments(args, checkpoint, mixed_precision_options.lowest_bits(args, checkpoint.config)),
     }
 
 
@@ -127,7 +129,7 @@ def search_layer_schemes(
     args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict, failures: Failures
 ) -> tuple[str, ...]:
     """The scheme of every layer that a search on a copy of the float model finds; written to a file, and shown."""
-    search = hybrid_options.hybrid_search(args, arguments["group_heads"])
+    search = mixed_precision_options.hybrid_search(args, arguments["group_heads"])
     text = run_texts.searched_text(args, checkpoint)
     say(
         f"Searching schemes of the layers, {' or '.join(search.schemes)} within {search.budget.text}: {text.describe()}"
@@ -141,7 +143,7 @@ def search_layer_schemes(
         options=arguments["observer_options"],
         batch_size=text.batch_size,
     )
-    path = hybrid_options.schemes_file(args, checkpoint.name)
+    path = mixed_precision_options.schemes_file(args, checkpoint.name)
     say(to_markdown(hybrid_report(found.losses, found.sizes, found.weight_count, [found.assignment])))
     with failures.collected():
         write_layer_schemes(path, found.assignment.schemes, found.figures())
@@ -164,10 +166,10 @@ def quantize_and_save(
     """
     if args.hybrid_search is not None:
         schemes = search_layer_schemes(args, checkpoint, arguments, failures)
-        arguments |= hybrid_options.found(args, schemes)
+        arguments |= mixed_precision_options.found(args, schemes)
         if not given_weight_options(args):  # the default is that of the bits which layers have now
             folder = arguments["progress_dir"]  # which this run holds
-            arguments |= weight_arguments(args, checkpoint, hybrid_options.fewest_bits(schemes))
+            arguments |= weight_arguments(args, checkpoint, mixed_precision_options.fewest_bits(schemes))
             arguments["progress_dir"] = arguments["progress_dir"] and folder
     found = quantize(model, tokenizer, args, arguments)
     failures.texts += [model.quamba_unwritten] if model.quamba_unwritten else []
@@ -239,7 +241,7 @@ def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) ->
     if arguments["group_heads"]:
         asked = [name for name in utils.GROUP_OPTIONS.split() if getattr(args, name) is not None]
         arguments["group_heads"].check(model, asked)
-    if search := hybrid_options.hybrid_search(args, arguments["group_heads"]):
+    if search := mixed_precision_options.hybrid_search(args, arguments["group_heads"]):
         search.check(model)
 
 
@@ -257,8 +259,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
     utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
-        hybrid_options.hybrid_search(args, utils.head_groups(args))
-        if (bits := hybrid_options.lowest_bits(args, None)) is not None:
+        mixed_precision_options.hybrid_search(args, utils.head_groups(args))
+        if (bits := mixed_precision_options.lowest_bits(args, None)) is not None:
             weight_method(args, bits)
         utils.observer_options(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)

@@ -13,10 +13,16 @@ from quamba.calibration.channel_groups import HeadGroups
 from quamba.calibration.defaults import check_observer_options, parse_observers
 from quamba.checkpoint import Checkpoint
 from quamba.commands.arguments import positive_int, seed
-from quamba.commands.hybrid_options import HYBRID_OPTIONS, HYBRID_SUFFIX, is_hybrid, layer_schemes, lowest_bits
-from quamba.commands.run_options import add_calibration_options, add_evaluation_options, add_quantization_options
-from quamba.commands.run_texts import TEXT_OPTIONS, calibrates
-from quamba.commands.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
+from quamba.commands.quantize.mixed_precision_options import (
+    HYBRID_OPTIONS,
+    HYBRID_SUFFIX,
+    is_hybrid,
+    layer_schemes,
+    lowest_bits,
+)
+from quamba.commands.quantize.options import add_calibration_options, add_evaluation_options, add_quantization_options
+from quamba.commands.quantize.texts import TEXT_OPTIONS, calibrates
+from quamba.commands.quantize.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.nn.taps import STATE_TAP
 from quamba.scheme.recipe import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
 from quamba.text.sources import FOLDER_TEXTS

@@ -9,7 +9,7 @@ import main
 import quamba
 from quamba.__main__ import main as quamba_main
 from quamba.checkpoint import recipe_of, resolve_checkpoint
-from quamba.commands import run_texts
+from quamba.commands.quantize import texts as run_texts
 from quamba.study.logs.result_log import find_log, read_logs
 from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log, write_tiny  # noqa: F401 (fixtures)
 from tests.tiny_hybrids import tiny_bamba

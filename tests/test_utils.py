@@ -11,7 +11,7 @@ from quamba import QuambaError
 from quamba.architectures.base import BLOCK_TAPS
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.checkpoint import Checkpoint
-from quamba.commands import run_texts
+from quamba.commands.quantize import texts as run_texts
 from quamba.nn.mamba1 import TAPS
 
 EMBEDDED = Checkpoint("mamba-tiny", Path("assets/mamba-tiny"), {}, "embedded")

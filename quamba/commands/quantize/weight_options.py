@@ -2,13 +2,13 @@
 
 import argparse
 
-from ..errors import QuambaError
-from ..scheme.recipe import FLOAT
-from ..weights.gptq import GptqOptions
-from ..weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
-from ..weights.rounding import FlipOptions, rounding_names, try_rounding
-from .arguments import positive_int
-from .hybrid_options import lowest_bits
+from ...errors import QuambaError
+from ...scheme.recipe import FLOAT
+from ...weights.gptq import GptqOptions
+from ...weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
+from ...weights.rounding import FlipOptions, rounding_names, try_rounding
+from ..arguments import positive_int
+from .mixed_precision_options import lowest_bits
 
 AWQ, GPTQ = "awq", "gptq"
 FLIP_OPTIONS = "flip_objective outlier_percent knee_tolerance max_flip_percent"

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..calibration.channel_groups import HeadGroups
-from ..errors import QuambaError
-from ..evaluation.log import SCHEMES_STEM
-from ..mixed_precision.budget import Budget
-from ..mixed_precision.layer_file import read_layer_schemes
-from ..mixed_precision.run import HybridSearch
-from ..scheme.recipe import FLOAT, WEIGHTS, get_scheme
+from ...calibration.channel_groups import HeadGroups
+from ...errors import QuambaError
+from ...evaluation.log import SCHEMES_STEM
+from ...mixed_precision.budget import Budget
+from ...mixed_precision.layer_file import read_layer_schemes
+from ...mixed_precision.run import HybridSearch
+from ...scheme.recipe import FLOAT, WEIGHTS, get_scheme
 
 HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
 HYBRID_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own

@@ -6,8 +6,8 @@ import pytest
 
 import utils
 from quamba import QuambaError
-from quamba.commands import run_texts
-from quamba.commands.weight_options import given_weight_options, weight_method
+from quamba.commands.quantize import texts as run_texts
+from quamba.commands.quantize.weight_options import given_weight_options, weight_method
 from quamba.weights.gptq import GptqOptions
 from quamba.weights.method import DEFAULT_METHODS, WeightMethod
 from quamba.weights.rounding import FlipOptions

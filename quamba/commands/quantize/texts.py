@@ -5,19 +5,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..architectures.base import ARCHITECTURES
-from ..calibration.run import CalibrationResult, CalibrationText
-from ..checkpoint import METHOD, Checkpoint
-from ..checkpoint.load_float import read_model_config
-from ..errors import QuambaError
-from ..models.positions import max_positions
-from ..pipeline.weights import WINDOWS
-from ..scheme.recipe import FLOAT, SCHEMES
-from ..text import sources as text_sources
-from ..text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
-from ..text.sources import data_dir_for, find_data_files
-from ..weights.method import WeightMethod
-from .hybrid_options import HYBRID_SUFFIX
+from ...architectures.base import ARCHITECTURES
+from ...calibration.run import CalibrationResult, CalibrationText
+from ...checkpoint import METHOD, Checkpoint
+from ...checkpoint.load_float import read_model_config
+from ...errors import QuambaError
+from ...models.positions import max_positions
+from ...pipeline.weights import WINDOWS
+from ...scheme.recipe import FLOAT, SCHEMES
+from ...text import sources as text_sources
+from ...text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
+from ...text.sources import data_dir_for, find_data_files
+from ...weights.method import WeightMethod
+from .mixed_precision_options import HYBRID_SUFFIX
 
 ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
 GENERATION_TASKS = "nq_open,squadv2"

@@ -9,7 +9,7 @@ import pytest
 import utils
 from quamba import QuambaError
 from quamba.calibration.channel_groups import HeadGroups
-from quamba.commands import hybrid_options
+from quamba.commands.quantize import mixed_precision_options
 
 CONFIG = {"model_type": "mamba", "num_hidden_layers": 4}
 FILE = {"1-2": "w4a8", "default": "w8a8"}
@@ -33,17 +33,17 @@ def parse(*options) -> argparse.Namespace:
 
 def test_without_options_all_layers_have_one_scheme():
     args = parse()
-    assert not hybrid_options.is_hybrid(args)
-    assert hybrid_options.hybrid_search(args) is None
-    assert hybrid_options.layer_schemes(args, CONFIG) == ()
+    assert not mixed_precision_options.is_hybrid(args)
+    assert mixed_precision_options.hybrid_search(args) is None
+    assert mixed_precision_options.layer_schemes(args, CONFIG) == ()
     assert utils.run_name(args) == "w8a8"
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
 def test_a_file_gives_every_layer_a_scheme(file, key):
     args = parse(*file(FILE))
-    assert hybrid_options.layer_schemes(args, {key: 4}) == ("w8a8", "w4a8", "w4a8", "w8a8")
-    assert hybrid_options.layer_schemes(args, None) == ()
+    assert mixed_precision_options.layer_schemes(args, {key: 4}) == ("w8a8", "w4a8", "w4a8", "w8a8")
+    assert mixed_precision_options.layer_schemes(args, None) == ()
     assert utils.recipe_arguments(args, {key: 4})["layer_schemes"] == ("w8a8", "w4a8", "w4a8", "w8a8")
     assert utils.run_name(args) == "w8a8-hybrid"
 
@@ -69,35 +69,35 @@ def test_options_may_be_for_some_of_the_layers(file):
 )
 def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
     args = parse("--hybrid_search", "5.5", *options)
-    search = hybrid_options.hybrid_search(args)
+    search = mixed_precision_options.hybrid_search(args)
     assert (search.schemes, search.budget.text) == (schemes, "5.5")
-    standing_in = hybrid_options.layer_schemes(args, CONFIG)  # until the search has run
+    standing_in = mixed_precision_options.layer_schemes(args, CONFIG)  # until the search has run
     assert len(standing_in) == 4 and set(standing_in) == set(schemes)
     assert utils.run_name(args).endswith("-hybrid")
 
 
 def test_a_search_knows_the_rest_of_the_recipe():
     args = parse("--hybrid_search", "20MB", "--group_size", "32", "--dynamic", "--rotate_residual", "--group_heads")
-    search = hybrid_options.hybrid_search(args, utils.head_groups(args))
+    search = mixed_precision_options.hybrid_search(args, utils.head_groups(args))
     assert (search.group_size, search.dynamic, search.rotate_residual) == (32, True, True)
     assert search.group_heads == HeadGroups(4, 4)
 
 
 def test_what_a_search_found_goes_beside_the_logs_or_where_it_is_told(tmp_path):
     args = parse("--hybrid_search", "5.5", "--log_dir", "out")
-    assert hybrid_options.schemes_file(args, "mamba-tiny") == Path("out/mamba-tiny.hybrid.json")
+    assert mixed_precision_options.schemes_file(args, "mamba-tiny") == Path("out/mamba-tiny.hybrid.json")
     named = parse("--hybrid_search", "5.5", "--hybrid_blocks_config", "mine.json")
-    assert hybrid_options.schemes_file(named, "mamba-tiny") == Path("mine.json")
+    assert mixed_precision_options.schemes_file(named, "mamba-tiny") == Path("mine.json")
 
 
 def test_a_search_that_leaves_all_activations_float_leaves_no_calibration():
     args = parse("--hybrid_search", "6", "--hybrid_schemes", "w4a8,w8a16", "--observer", "mse")
-    assert hybrid_options.found(args, ("w4a8", "w8a16")) == {"layer_schemes": ("w4a8", "w8a16")}
-    found = hybrid_options.found(args, ("w8a16", "w8a16"))
+    assert mixed_precision_options.found(args, ("w4a8", "w8a16")) == {"layer_schemes": ("w4a8", "w8a16")}
+    found = mixed_precision_options.found(args, ("w8a16", "w8a16"))
     assert found.pop("layer_schemes") == ("w8a16", "w8a16")
     assert {"observer", "calibration", "group_heads"} < set(found) and not any(found.values())
     args.quantize_lm_head = True  # whose input is calibrated
-    assert hybrid_options.found(args, ("w8a16", "w8a16")) == {"layer_schemes": ("w8a16", "w8a16")}
+    assert mixed_precision_options.found(args, ("w8a16", "w8a16")) == {"layer_schemes": ("w8a16", "w8a16")}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_mistake_is_told_without_a_model(options, message):
     args = parse(*options)
     with pytest.raises(QuambaError) as error:
         utils.recipe_arguments(args)
-        hybrid_options.hybrid_search(args)
+        mixed_precision_options.hybrid_search(args)
     assert message in str(error.value)
 
 
@@ -154,20 +154,26 @@ def test_a_file_that_does_not_fit_is_told_from_the_config_alone(file, content, o
 
 def test_a_config_without_a_number_of_layers_is_told(file):
     with pytest.raises(QuambaError, match=r"config\.json does not say how many layers"):
-        hybrid_options.layer_schemes(parse(*file(FILE)), {"model_type": "mamba"})
+        mixed_precision_options.layer_schemes(parse(*file(FILE)), {"model_type": "mamba"})
 
 
 def test_the_fewest_bits_that_layers_have(file):
     """By which the weight method is chosen: of a file once the number of layers is known, of a search what may be."""
     of_file, search = parse(*file(FILE)), parse("--hybrid_search", "5")
-    assert [hybrid_options.lowest_bits(parse("--w_bits", str(bits)), CONFIG) for bits in (8, 4, 3)] == [8, 4, 3]
-    assert hybrid_options.lowest_bits(of_file, None) is None
-    assert hybrid_options.lowest_bits(of_file, CONFIG) == 4
-    assert hybrid_options.lowest_bits(parse(*file(["w8a8"] * 4)), CONFIG) == 8
-    assert hybrid_options.lowest_bits(parse(*file(["w8a8", "w3a8", "w4a8", "w4a8"])), CONFIG) == 3
-    assert hybrid_options.lowest_bits(search, None) == hybrid_options.lowest_bits(search, CONFIG) == 4
-    assert hybrid_options.lowest_bits(parse("--hybrid_search", "9", "--hybrid_schemes", "w8a8,w8a16"), None) == 8
-    assert hybrid_options.fewest_bits(("w8a8", "w4a16")) == 4
+    assert [mixed_precision_options.lowest_bits(parse("--w_bits", str(bits)), CONFIG) for bits in (8, 4, 3)] == [
+        8,
+        4,
+        3,
+    ]
+    assert mixed_precision_options.lowest_bits(of_file, None) is None
+    assert mixed_precision_options.lowest_bits(of_file, CONFIG) == 4
+    assert mixed_precision_options.lowest_bits(parse(*file(["w8a8"] * 4)), CONFIG) == 8
+    assert mixed_precision_options.lowest_bits(parse(*file(["w8a8", "w3a8", "w4a8", "w4a8"])), CONFIG) == 3
+    assert mixed_precision_options.lowest_bits(search, None) == mixed_precision_options.lowest_bits(search, CONFIG) == 4
+    assert (
+        mixed_precision_options.lowest_bits(parse("--hybrid_search", "9", "--hybrid_schemes", "w8a8,w8a16"), None) == 8
+    )
+    assert mixed_precision_options.fewest_bits(("w8a8", "w4a16")) == 4
 
 
 def test_bits_of_the_weights_beside_a_file_are_those_of_the_tables(file):

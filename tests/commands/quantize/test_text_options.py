@@ -12,8 +12,8 @@ import utils
 from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration.run import TapResult
 from quamba.checkpoint import Checkpoint
-from quamba.commands import run_texts
-from quamba.commands.weight_options import weight_method
+from quamba.commands.quantize import texts as run_texts
+from quamba.commands.quantize.weight_options import weight_method
 
 ARTICLES = ["w1 w2 w3 w4 w5 w6", "w7 w8", "w9 w10 w11 w12 w13 w14 w15"]
 CHECKPOINT = Checkpoint("mamba-130m", Path("mamba-130m"), {}, "directory")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.summary import backend_line
-from ..scheme.recipe import QuantizationRecipe
+from ...evaluation.summary import backend_line
+from ...scheme.recipe import QuantizationRecipe
 
 
 def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:

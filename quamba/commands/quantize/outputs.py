@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..architectures.convert import quantized_bytes
-from ..calibration.recording import check_recordable
-from ..calibration.run import CalibrationResult, CalibrationText
-from ..checkpoint import Checkpoint, check_new_folder, check_replaceable
-from ..evaluation.log import items_path
-from ..mixed_precision.layer_file import check_searchable
-from ..models.memory import float_bytes
-from ..scheme.recipe import QuantizationRecipe
-from ..storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
-from ..text.data import TEXT_NAMES
-from . import hybrid_options, run_texts
+from ...architectures.convert import quantized_bytes
+from ...calibration.recording import check_recordable
+from ...calibration.run import CalibrationResult, CalibrationText
+from ...checkpoint import Checkpoint, check_new_folder, check_replaceable
+from ...evaluation.log import items_path
+from ...mixed_precision.layer_file import check_searchable
+from ...models.memory import float_bytes
+from ...scheme.recipe import QuantizationRecipe
+from ...storage.outputs import FOLDER, SHARED, Output, check_outputs, check_space
+from ...text.data import TEXT_NAMES
+from . import mixed_precision_options
+from . import texts as run_texts
 
 DEQUANTIZED, MODEL = "--save_dequantized", "--pretrained_dir"
 
@@ -37,7 +38,7 @@ def outputs_of(
         outputs.append(Output("--save_activations", Path(args.save_activations), SHARED))
     if args.hybrid_search is not None:
         option = "--hybrid_blocks_config" if args.hybrid_blocks_config else "the schemes found, in --log_dir"
-        outputs.append(Output(option, hybrid_options.schemes_file(args, checkpoint.name)))
+        outputs.append(Output(option, mixed_precision_options.schemes_file(args, checkpoint.name)))
     if arguments["progress_dir"]:
         outputs.append(Output("the progress of the run,", Path(arguments["progress_dir"]), FOLDER))
     if args.save_dequantized:

@@ -1,0 +1,1 @@
+"""The options of a quantization, and what they mean for a checkpoint."""
