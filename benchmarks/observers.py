@@ -29,7 +29,7 @@ OBSERVERS = {
 ACCURACY = "acc,none"
 
 
-def measure(model, tokenizer, defaults, windows: int) -> "quamba.evaluate.EvaluationResult":
+def measure(model, tokenizer, defaults, windows: int) -> "quamba.evaluation.EvaluationResult":
     """Perplexity on the embedded test text and accuracy on the embedded task."""
     return quamba.evaluate(
         model, tokenizer, [defaults.ppl_dataset], defaults.tasks, max_windows=windows, batch_size=defaults.batch_size

@@ -9,6 +9,7 @@ import pytest
 
 import main
 import quamba
+from quamba.architectures.convert import quantized_bytes
 from quamba.calibration.recording import ActivationRecorder
 from quamba.models import memory
 from tests.storage.test_outputs import USAGE
@@ -67,7 +68,7 @@ def test_what_is_to_be_written_is_known_beforehand(tiny):
         recipe = quamba.scheme.recipe.create_recipe(
             **{"scheme": "w8a8"} | options, tied=model.config.tie_word_embeddings
         )
-        estimate = memory.quantized_bytes(model, recipe)
+        estimate = quantized_bytes(model, recipe)
         text = quamba.CalibrationText("text.txt", 4, 16)
         quamba.quantize(model, tokenizer, calibration=text, weights=quamba.WeightMethod(), **options)
         assert estimate == memory.tensor_bytes(model)

@@ -117,7 +117,7 @@ class Interrupted:
 
 
 def test_an_interruption_keeps_the_text_so_far_and_ends_with_status_130(loaded, monkeypatch, capsys):
-    monkeypatch.setattr("quamba.generate.Decoder", Interrupted)
+    monkeypatch.setattr("quamba.generation.generate.Decoder", Interrupted)
     assert run("--prompt", "w3") == 130
     assert capsys.readouterr() == (" w7 w8\n", "quamba generate: interrupted\n")
 

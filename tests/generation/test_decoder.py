@@ -16,11 +16,10 @@ from transformers import (
 )
 
 import quamba
-from quamba import QuambaError
+from quamba import QuambaError, quantize
 from quamba.generation.decoder import Decoder
 from quamba.nn.embedding import QuantHead
 from quamba.nn.mamba2 import SCAN_CHUNK
-from quamba.pipeline import quantize
 
 
 def quantized(model):

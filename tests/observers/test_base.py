@@ -179,7 +179,7 @@ def test_register_and_create():
 
 
 def test_a_taken_name_is_refused():
-    with pytest.raises(QuambaError, match=r"'mse' is taken by quamba\.observer\.PerTensorMSEObserver"):
+    with pytest.raises(QuambaError, match=r"'mse' is taken by quamba\.observers\.per_tensor\.PerTensorMSEObserver"):
         register_observer("mse")(Peak)
 
 

@@ -102,7 +102,7 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from quamba import folders
+from quamba.storage import folders
 step, path = sys.argv[1], Path(sys.argv[2])
 original = {"fsync_tree": folders.fsync_tree, "exchange": folders.exchange, "rename": os.rename}[step]
 def kill(*_):
@@ -154,7 +154,7 @@ def test_recovery_does_nothing_where_there_is_nothing_to_recover(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from quamba import folders
+from quamba.storage import folders
 if sys.argv[3] == "two renames":
     folders.exchange = lambda *_: False
 for _ in range(50):
