@@ -1,4 +1,6 @@
-"""Hadamard matrices H = kron(Sylvester(2**k), Paley(m)) for every size whose odd part is at most 15.
+"""Orthogonal matrices H = kron(Sylvester(2**k), base) of every size n, H H^T = n I, for the rotations.
+
+The base is Paley's of order m, of +-1, where the odd part of n is small, and else the discrete Hartley matrix.
 
 Row vectors: activations become x @ H / sqrt(n) and the weights that read them W @ H / sqrt(n).
 """
@@ -11,27 +13,40 @@ from torch import Tensor
 
 from .errors import QuambaError
 
-BASE_ORDERS = (1, 12, 20, 28, 36, 44, 52, 60)  # every odd part up to 15: 4 * 15 = 60 is the largest for the kernels
-SUPPORTED_FORM = "m * 2**k with m in {" + ", ".join(str(order) for order in BASE_ORDERS) + "}"
+PALEY_ORDERS = (1, 12, 20, 28, 36, 44, 52, 60)  # every odd part up to 15
+MAX_KERNEL_ORDER = 64  # of a base, in the kernels
 
 
 def hadamard_base(n: int) -> tuple[int, Tensor]:
-    """The two factors of the Hadamard matrix of order n = m * 2**k.
+    """Return (k, base), the factors of the matrix of order n = m * 2**k: base float32 [m, m], base base^T = m I.
 
-    Returns (k, base): base is float32 [m, m] of +-1, with m in `BASE_ORDERS`; m = 1 where n is a power of two.
-    Raises QuambaError naming n where it is not of that form.
+    base is of +-1, with m in `PALEY_ORDERS`, where n has that form; m = 1 where n is a power of two. Else it is
+    `_hartley(m)` of the odd part m of n. Raises QuambaError unless n is positive.
     """
-    for order in BASE_ORDERS:
+    if n < 1:
+        raise QuambaError(f"no rotation has size {n}: it is at least 1")
+    for order in PALEY_ORDERS:
         copies = n // order
-        if n > 0 and n % order == 0 and copies & (copies - 1) == 0:
+        if n % order == 0 and copies & (copies - 1) == 0:
             return copies.bit_length() - 1, _paley(order)
-    raise QuambaError(f"no Hadamard rotation of size {n}: supported sizes are {SUPPORTED_FORM}")
+    k = (n & -n).bit_length() - 1  # how often n can be halved
+    return k, _hartley(n >> k)
+
+
+def check_kernel_size(n: int) -> None:
+    """Raise QuambaError naming n where the kernels, which rotate activations, take no base as large as it needs."""
+    order = len(hadamard_base(n)[1])
+    if order > MAX_KERNEL_ORDER:
+        raise QuambaError(
+            f"no Hadamard rotation of size {n}: kernels rotate sizes m * 2**k with m up to {MAX_KERNEL_ORDER}, "
+            f"and this is {order} * 2**{(n // order).bit_length() - 1}"
+        )
 
 
 def hadamard_matrix(n: int) -> Tensor:
-    """The Hadamard matrix of order n, kron(Sylvester(2**k), base): float32 [n, n] of +-1, so H @ H.T = n * identity.
+    """Return the matrix of order n, kron(Sylvester(2**k), base): float32 [n, n], H @ H.T = n * identity.
 
-    Unnormalised: `apply_hadamard` is where 1 / sqrt(n) is applied. Raises QuambaError for sizes that have no form here.
+    Unnormalised: `apply_hadamard` is where 1 / sqrt(n) is applied. Raises QuambaError unless n is positive.
     """
     k, matrix = hadamard_base(n)
     sylvester = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32)
@@ -42,9 +57,20 @@ def hadamard_matrix(n: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def base_on(n: int, device: torch.device) -> Tensor:
-    """The base [m, m] of order n on a device, made once: what the `hadamard` ops take."""
+    """The base [m, m] of order n on a device, made once: what the `hadamard` ops take. Raises QuambaError."""
+    check_kernel_size(n)
     with torch.inference_mode(False):  # whoever asks first: others may use it with gradients on
         return hadamard_base(n)[1].to(device)
+
+
+def _hartley(order: int) -> Tensor:
+    """Return cos(2 pi i j / m) + sin(2 pi i j / m): symmetric, M M = m I, entries within +-sqrt(2): float32 [m, m].
+
+    Source: R. N. Bracewell, "Discrete Hartley transform", J. Opt. Soc. Am. 73 (1983), 1832-1835.
+    """
+    index = torch.arange(order)
+    angle = (index[:, None] * index[None, :] % order).double() * (2 * math.pi / order)  # [m, m]
+    return (angle.cos() + angle.sin()).float()
 
 
 def _paley(order: int) -> Tensor:

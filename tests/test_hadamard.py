@@ -1,10 +1,12 @@
 """The Hadamard matrices themselves: which sizes exist, and that their rows are orthogonal."""
 
+import re
+
 import pytest
 import torch
 
 from quamba.errors import QuambaError
-from quamba.hadamard import hadamard_base, hadamard_matrix
+from quamba.hadamard import check_kernel_size, hadamard_base, hadamard_matrix
 
 POWERS_OF_TWO = [1, 2, 64, 2048, 4096]
 PALEY_SIZES = [12, 20, 28, 36, 44, 52, 60, 40, 72, 768, 1536, 2560, 3584, 3840]
@@ -33,7 +35,29 @@ def test_sizes_split_into_a_power_of_two_and_the_smallest_base(n, k, order):
     assert torch.equal(base @ base.T, order * torch.eye(order))
 
 
-@pytest.mark.parametrize("n", [0, 3, 6, 18, 30, 68, 76, 1000, 2561])
-def test_other_sizes_are_refused_by_name(n):
-    with pytest.raises(QuambaError, match=rf"size {n}: supported sizes are m \* 2\*\*k with m in {{1, 12, 20, 28, 36"):
+@pytest.mark.parametrize(
+    ("n", "k", "order"), [(3, 0, 3), (6, 1, 3), (30, 1, 15), (68, 2, 17), (1000, 3, 125), (1344, 6, 21), (387, 0, 387)]
+)
+def test_every_other_size_has_orthogonal_rows_of_small_entries(n, k, order):
+    found_k, base = hadamard_base(n)
+    h = hadamard_matrix(n).double()
+    assert (found_k, len(base)) == (k, order)
+    torch.testing.assert_close(h @ h.T, n * torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-6 * n)
+    assert h.abs().max() <= 2**0.5 + 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 4, 60, 3, 62, 66, 68, 17 * 128, 63 * 64, 2 * 32])
+def test_kernels_take_odd_parts_up_to_63(n):
+    check_kernel_size(n)
+
+
+@pytest.mark.parametrize(("n", "form"), [(130, "65 * 2**1"), (65, "65 * 2**0"), (85 * 32, "85 * 2**5")])
+def test_larger_ones_have_no_kernels(n, form):
+    with pytest.raises(QuambaError, match=f"size {n}: kernels .* m up to 64, and this is {re.escape(form)}"):
+        check_kernel_size(n)
+
+
+@pytest.mark.parametrize("n", [-4, 0])
+def test_no_matrix_has_such_a_size(n):
+    with pytest.raises(QuambaError, match=f"no rotation has size {n}"):
         hadamard_base(n)

@@ -52,7 +52,7 @@ class Architecture:
 
     def check_rotation(self, config: PreTrainedConfig) -> None:
         """Raises QuambaError where the output of such a model's blocks cannot be rotated, as quantized ones do it."""
-        hadamard.hadamard_base(self.d_inner(config))
+        hadamard.check_kernel_size(self.d_inner(config))
 
 
 _MAMBA1 = Architecture(

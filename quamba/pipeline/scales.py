@@ -21,7 +21,6 @@ from ..calibration.run import (
     windows_sha256,
 )
 from ..errors import QuambaError
-from ..hadamard import hadamard_base
 from ..nn.taps import STATE_TAP
 from ..scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
 from ..transforms.clusters import ChannelOrder
@@ -108,8 +107,6 @@ def scale_source(
         taps = (*architecture_of(model).taps, *((STATE_TAP,) if states else ()))
         observers = parse_observers(observer or None, head, dynamic, taps)
         check_observer_options(observers, options, n_bits)
-    if recipe.rotate_residual:
-        hadamard_base(model.config.hidden_size)
     if not integers:
         return None
     fingerprint = f"{model_fingerprint(model)}{'-rotated' if recipe.rotate_residual else ''}"

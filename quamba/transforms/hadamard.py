@@ -1,4 +1,4 @@
-"""Rotations by H = kron(Sylvester(2**k), Paley(m)) / sqrt(n) on the weight side, and the one before out_proj.
+"""Rotations by H = kron(Sylvester(2**k), base) / sqrt(n) on the weight side, and the one before out_proj.
 
 Row vectors throughout: activations become x @ H and the weights that read them W @ H, so that
 (x H)(W H)^T = x W^T. Paley I matrices are not symmetric: x H pairs with W H, never with W H^T.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import QuambaError
-from ..hadamard import hadamard_base
+from ..hadamard import check_kernel_size, hadamard_base
 from ..models.mamba_slots import mamba_slots
 from .fuse_norm import require_fused
 
@@ -16,7 +16,7 @@ from .fuse_norm import require_fused
 def apply_hadamard(x: Tensor) -> Tensor:
     """x @ H / sqrt(n) along the last dimension, orthonormal, without forming H.
 
-    x: float [..., n]. Returns the same shape and dtype; computed in float64. Raises QuambaError for an unsupported n.
+    x: float [..., n]. Returns the same shape and dtype; computed in float64.
     Source: the fast Walsh-Hadamard transform, used for rotations as in QuaRot (arXiv 2404.00456), section 3.
     """
     n = x.shape[-1]
@@ -50,8 +50,8 @@ def rotate_out_proj(model: torch.nn.Module) -> None:
     """Rotate the gated scan output before every out_proj: W <- W @ H here, and the mixer computes y @ H at run time.
 
     model: a Mamba causal LM or a hybrid, whose mixers are this package's own (they have `hadamard_out`), changed in
-    place. Raises QuambaError, before anything changed, for other mixers, for a second call, and for Mamba2's unless
-    `fuse_gated_norm` was called.
+    place. Raises QuambaError, before anything changed, for other mixers, for a second call, for sizes without kernels,
+    and for Mamba2's unless `fuse_gated_norm` was called.
     Source: the rotation of the SSM output in Quamba (arXiv 2410.13229).
     """
     mixers = {slot.index: slot.mixer for slot in mamba_slots(model)}
@@ -65,6 +65,7 @@ def rotate_out_proj(model: torch.nn.Module) -> None:
             raise QuambaError(f"layer {index}'s out_proj is rotated already")
         if hasattr(mixer, "norm"):
             require_fused(mixer.norm, f"the gated norm of layer {index}", "fuse_gated_norm(model)")
+        check_kernel_size(mixer.out_proj.weight.shape[1])
     for mixer in mixers.values():
         mixer.out_proj.weight.copy_(rotate_inputs(mixer.out_proj.weight))
         mixer.hadamard_out = True

@@ -2,7 +2,6 @@
 
 import torch
 
-from ..hadamard import hadamard_base
 from ..models.tying import share_memory
 from .fuse_norm import require_fused
 from .hadamard import apply_hadamard, rotate_inputs, rotate_outputs
@@ -14,15 +13,13 @@ def rotate_residual(model: torch.nn.Module) -> None:
 
     Embedding rows and out_proj write the rotated stream (E H, H^T W, bias H); in_proj and lm_head read it (W H).
     An RMSNorm without a weight commutes with the orthonormal H. Changed in place.
-    Raises QuambaError, before anything changed, unless `fuse_norm` and `fuse_final_norm` were called, and for a hidden
-    size that has no Hadamard matrix here.
+    Raises QuambaError, before anything changed, unless `fuse_norm` and `fuse_final_norm` were called.
     Source: QuaRot (arXiv 2404.00456), section 4, stage 1a.
     """
     backbone = model.backbone
     for index, layer in enumerate(backbone.layers):
         require_fused(layer.norm, f"the norm of layer {index}", "fuse_norm(model)")
     require_fused(backbone.norm_f, "the final norm", "fuse_final_norm(model)")
-    hadamard_base(model.config.hidden_size)
 
     embedding, head = backbone.embeddings, model.lm_head
     embedding.weight.copy_(apply_hadamard(embedding.weight))  # rows are vectors of the stream

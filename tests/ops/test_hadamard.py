@@ -13,6 +13,7 @@ from quamba.ops import reference
 from .conftest import assert_within_one_step
 
 SIZES = [1, 2, 8, 16, 32, 512, 12, 24, 96, 192, 20, 160, 28, 224, 1536, 36, 72, 288, 44, 176, 52, 1664, 60, 120, 240]
+SIZES += [3, 6, 34, 68, 66, 21 * 64, 63 * 16]  # over Hartley matrices
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -50,8 +51,8 @@ def test_the_input_is_left_alone(capability):
 
 
 def test_sizes_without_a_matrix_are_refused():
-    with pytest.raises(QuambaError, match="68"):
-        base_on(68, torch.device("cpu"))
+    with pytest.raises(QuambaError, match="size 130: kernels"):
+        base_on(130, torch.device("cpu"))
     with pytest.raises(ValueError, match="no Hadamard matrix of size 36"):
         ops.hadamard(torch.randn(1, 36), torch.ones(12, 12))
 

@@ -312,8 +312,7 @@ def test_other_architectures_are_refused_by_name(build, request):
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
     [
-        ({"hidden_size": 33}, {}, "no Hadamard rotation of size 66"),
-        ({"hidden_size": 17, "expand": 4}, {"rotate_residual": True}, "no Hadamard rotation of size 68"),
+        ({"hidden_size": 65}, {}, "no Hadamard rotation of size 130"),
         ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu' has no kernels"),
         ({}, {"scheme": "w3a3"}, "unknown scheme 'w3a3': choose one of w8a8"),
         ({}, {"group_size": 64}, "group_size 64 needs 4 or 3-bit weights"),
