@@ -41,6 +41,7 @@ from quamba.pipeline.resume import ResumeFolder
 from quamba.scheme.recipe import get_scheme
 from quamba.study.mixed_precision_report import hybrid_report, to_markdown
 from quamba.text.data import asset_hashes
+from quamba.text.reading import reading_once
 from quamba.text.sources import data_dir_for
 
 console = Console()
@@ -221,7 +222,7 @@ def read_evaluation(model, tokenizer, args: argparse.Namespace, checkpoint: Chec
         from quamba.evaluation.lm_eval import load_tasks
 
         limit = run_texts.TESTING_TASK_ITEMS if args.testing else None
-        load_tasks(tasks, examples, limit, args.include_path, tokenizer, text_config(model).vocab_size)
+        load_tasks(tasks, examples, limit, args.include_path, tokenizer, text_config(model).vocab_size, args.seed)
 
 
 def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
@@ -336,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     utils.set_up_logging(args.verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, reading_once():
         return exit_status(parser.prog, lambda: run(args, parser, held), args.verbose)
 
 

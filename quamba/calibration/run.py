@@ -4,10 +4,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from ..text.data import (
     first_windows,
     load_text,
 )
+from ..text.reading import once
 from ..text.token_cache import tokenizer_sha256
 from ..transforms.clusters import ChannelOrder
 from .recording import ActivationRecorder
@@ -70,10 +70,17 @@ class CalibrationText:
 
     def windows(self, tokenizer) -> Tensor:
         """int64 [data_num, seqlen]. Raises QuambaError where the text cannot be had or is too short."""
-        described = tokenizer_sha256(tokenizer)  # a tokenizer may be changed, and one that cannot be told is not kept
-        found = _cached_windows if described else _cached_windows.__wrapped__
-        state = (described, *_files_of(self))
-        return found(self, tokenizer, state).clone()  # what a caller does with its windows stays with the caller
+        described = tokenizer_sha256(tokenizer)  # one that cannot be told is not kept
+        if described is None:
+            return self._read(tokenizer)
+        windows = once(("windows", self, described), lambda: self._read(tokenizer))
+        return windows.clone()  # what a caller does with its windows stays with the caller
+
+    def _read(self, tokenizer) -> Tensor:
+        documents = load_text(self.dataset, "calibration", self.data_dir, articles=self.sampling == "slices")
+        if self.dataset == PLAIN_WIKITEXT:
+            return first_windows(documents, tokenizer, self.seqlen, self.data_num)
+        return SAMPLINGS[self.sampling](documents, tokenizer, self.seqlen, self.data_num, self.seed)
 
     def describe(self) -> str:
         """For the terminal: what will be read."""
@@ -82,22 +89,6 @@ class CalibrationText:
             return f"the first {self.data_num} sequences of {self.seqlen} tokens of {place}"
         kind = "slices" if self.sampling == "slices" else "sequences"
         return f"{self.data_num} {kind} of {self.seqlen} tokens of {place}, seed {self.seed}"
-
-
-def _files_of(text: CalibrationText) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of the last change of every file of a text that is not embedded: they may be edited."""
-    for place in (Path(name) for name in (text.dataset, text.data_dir) if name):
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if file.is_file():
-                yield str(file), file.stat().st_size, file.stat().st_mtime_ns
-
-
-@lru_cache(maxsize=2)  # main.py reads both texts before anything slow runs, quantize reads them again
-def _cached_windows(text: CalibrationText, tokenizer, _state: tuple) -> Tensor:
-    documents = load_text(text.dataset, "calibration", text.data_dir, articles=text.sampling == "slices")
-    if text.dataset == PLAIN_WIKITEXT:
-        return first_windows(documents, tokenizer, text.seqlen, text.data_num)
-    return SAMPLINGS[text.sampling](documents, tokenizer, text.seqlen, text.data_num, text.seed)
 
 
 def default_text(model: nn.Module) -> CalibrationText:

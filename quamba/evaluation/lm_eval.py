@@ -35,6 +35,7 @@ from ..models.original import in_eval_mode
 from ..models.positions import check_positions
 from ..models.tying import truly_tied
 from ..text.data import ASSETS, embedded_model_dir
+from ..text.reading import once
 
 logger = logging.getLogger(__name__)
 
@@ -183,9 +184,17 @@ class _Tasks(TaskManager):
     """Building a task reads its data set: a hub that cannot be reached shows here, as many kinds of error."""
 
     def load(self, task_list):
+        loaded, shots = once(("tasks", self, *task_list), lambda: self._with_shots(task_list))
+        for name, task in loaded["tasks"].items():  # an earlier evaluation of the same run may have set others
+            task.set_config(key="num_fewshot", value=shots[name])
+        return loaded
+
+    def _with_shots(self, task_list):
+        """The tasks, and the few-shot examples that each has of its own."""
         try:
             with foreign(f"cannot load the lm-eval tasks {', '.join(task_list)}"):
-                return self._load(task_list)
+                loaded = self._load(task_list)
+                return loaded, {name: task.get_config("num_fewshot") for name, task in loaded["tasks"].items()}
         except SystemExit as error:
             raise QuambaError(f"the Python file of an lm-eval task ended the program ({error})") from error
 
@@ -250,16 +259,21 @@ def load_tasks(
     include_path: str | Path | None = None,
     tokenizer=None,
     vocab_size: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Loads tasks and their data as `run_tasks` will, and makes requests of them: what would fail there fails here.
 
     `tokenizer`, `vocab_size`: where the tokenizer has more tokens than the model's embedding, all requests are
-    tokenised. Raises QuambaError naming the task that cannot be loaded, has no items, or needs a token beyond those.
+    tokenised; `seed`: as in `run_tasks`, of tasks that draw their items. Raises QuambaError naming the task that cannot
+    be loaded, has no items, or needs a token beyond those.
     """
     names = list(dict.fromkeys(names))
     manager = check_tasks(names, include_path)
     every = vocab_size is not None and max(tokenizer.get_vocab().values(), default=0) >= vocab_size
     with _running, _quiet(), _given_back():
+        random.seed(seed)  # as `simple_evaluate` does before it loads: within a run it takes the tasks loaded here
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         for name, task in manager.load(names)["tasks"].items():
             with foreign(f"the lm-eval task {name} makes no requests of its items", "mend its YAML file, or its data"):
                 if num_fewshot is not None and task.OUTPUT_TYPE != "loglikelihood_rolling":

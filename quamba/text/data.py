@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import QuambaError
 from .files import read_local
+from .reading import once
 from .sources import (
     EMBEDDED_TEXT,
     HUB_TEXTS,
@@ -102,16 +103,20 @@ def load_text(
     if data_dir is not None:
         find_data_files(name_or_file, split, data_dir)
     if name_or_file == EMBEDDED_TEXT:
-        documents = [row["text"] for row in read_asset_rows(f"text/{EMBEDDED_TEXT}-{split}.jsonl")]
+        asset = f"text/{EMBEDDED_TEXT}-{split}.jsonl"
+        documents = [row["text"] for row in once((asset,), lambda: read_asset_rows(asset))]
     elif name_or_file in HUB_TEXTS:
-        documents = _documents(str(name_or_file), read_rows(str(name_or_file), split, data_dir), articles)
+        name = str(name_or_file)
+        rows = once((name, split, str(data_dir)), lambda: read_rows(name, split, data_dir))
+        documents = _documents(name, rows, articles)
     else:
         path = Path(os.path.expanduser(name_or_file))
         if not path.exists():
             raise QuambaError(
                 f"unknown text {str(name_or_file)!r}: neither a file or folder here nor one of {', '.join(TEXT_NAMES)}"
             )
-        documents = read_local(path, split)
+        place = (str(path.resolve()), split if path.is_dir() else None)  # a file is the same text for every split
+        documents = once(place, lambda: read_local(path, split))
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise QuambaError(f"the text {str(name_or_file)!r} holds nothing but blanks")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import QuambaError
 from ..storage.files import replace_atomically
+from .reading import once
 from .sources import text_sha256
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ def tokenize(documents: Sequence[str], tokenizer) -> TokenizedText:
     What is kept is found again by a hash of the documents, the tokenizer and the settings. A damaged file is made
     anew, and a folder that cannot be written to only costs the time: both are said in the log. Errors: the tokenizer's.
     """
+    described = tokenizer_sha256(tokenizer)
+    if described is None:
+        return _tokenize(documents, tokenizer)
+    key = ("tokens", text_sha256(documents), described)
+    return once(key, lambda: _tokenize_or_read(documents, tokenizer))
+
+
+def _tokenize_or_read(documents: Sequence[str], tokenizer) -> TokenizedText:
     path = _cache_file(documents, tokenizer)
     if path is None:
         return _tokenize(documents, tokenizer)
