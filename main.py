@@ -39,7 +39,7 @@ from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
 from quamba.pipeline.resume import ResumeFolder
 from quamba.scheme.recipe import get_scheme
-from quamba.study.mixed_precision_report import hybrid_report, to_markdown
+from quamba.study.mixed_precision_report import frontier_report, to_markdown
 from quamba.text.data import asset_hashes
 from quamba.text.reading import reading_once
 from quamba.text.sources import data_dir_for
@@ -130,7 +130,7 @@ def search_layer_schemes(
     args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict, failures: Failures
 ) -> tuple[str, ...]:
     """The scheme of every layer that a search on a copy of the float model finds; written to a file, and shown."""
-    search = mixed_precision_options.hybrid_search(args, arguments["group_heads"])
+    search = mixed_precision_options.requested_search(args, arguments["group_heads"])
     text = run_texts.searched_text(args, checkpoint)
     say(
         f"Searching schemes of the layers, {' or '.join(search.schemes)} within {search.budget.text}: {text.describe()}"
@@ -145,7 +145,7 @@ def search_layer_schemes(
         batch_size=text.batch_size,
     )
     path = mixed_precision_options.schemes_file(args, checkpoint.name)
-    say(to_markdown(hybrid_report(found.losses, found.sizes, found.weight_count, [found.assignment])))
+    say(to_markdown(frontier_report(found.losses, found.sizes, found.weight_count, [found.assignment])))
     with failures.collected():
         write_layer_schemes(path, found.assignment.schemes, found.figures())
     say(f"schemes     {path}, {found.assignment.mean_bits(found.weight_count):.2f} bits a weight")
@@ -242,7 +242,7 @@ def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) ->
     if arguments["group_heads"]:
         asked = [name for name in utils.GROUP_OPTIONS.split() if getattr(args, name) is not None]
         arguments["group_heads"].check(model, asked)
-    if search := mixed_precision_options.hybrid_search(args, arguments["group_heads"]):
+    if search := mixed_precision_options.requested_search(args, arguments["group_heads"]):
         search.check(model)
 
 
@@ -260,7 +260,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
     utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
-        mixed_precision_options.hybrid_search(args, utils.head_groups(args))
+        mixed_precision_options.requested_search(args, utils.head_groups(args))
         if (bits := mixed_precision_options.lowest_bits(args, None)) is not None:
             weight_method(args, bits)
         utils.observer_options(args)

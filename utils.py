@@ -9,14 +9,14 @@ import torch
 
 from quamba import QuambaError
 from quamba.architectures.base import BLOCK_TAPS
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.calibration.defaults import check_observer_options, parse_observers
 from quamba.checkpoint import Checkpoint
 from quamba.commands.arguments import positive_int, seed
 from quamba.commands.quantize.mixed_precision_options import (
-    HYBRID_OPTIONS,
-    HYBRID_SUFFIX,
-    is_hybrid,
+    MIXED_PRECISION_OPTIONS,
+    MIXED_SUFFIX,
+    is_mixed_precision,
     layer_schemes,
     lowest_bits,
 )
@@ -35,7 +35,7 @@ RECIPE_OPTIONS = (
 GROUP_OPTIONS = "head_groups channel_groups"
 QUANTIZATION_OPTIONS = (
     f"w_bits a_bits {RECIPE_OPTIONS} untie_embedding skip_float save_dequantized plugin {WEIGHT_OPTIONS} "
-    f"{GROUP_OPTIONS} {HYBRID_OPTIONS}"
+    f"{GROUP_OPTIONS} {MIXED_PRECISION_OPTIONS}"
 )
 OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations group_heads"
 
@@ -117,15 +117,15 @@ def scheme_name(args: argparse.Namespace) -> str:
 
 def run_name(args: argparse.Namespace) -> str:
     """What a quantized model is called behind its name: the scheme, and whether layers have others."""
-    return f"{scheme_name(args)}{HYBRID_SUFFIX if is_hybrid(args) else ''}"
+    return f"{scheme_name(args)}{MIXED_SUFFIX if is_mixed_precision(args) else ''}"
 
 
-def head_groups(args: argparse.Namespace) -> HeadGroups | None:
+def head_groups(args: argparse.Namespace) -> ChannelGroups | None:
     """Those of Mamba2's heads and channels. Raises QuambaError for options that do nothing."""
     chosen = {name: getattr(args, name) for name in GROUP_OPTIONS.split() if getattr(args, name) is not None}
     if chosen and not args.group_heads:
         raise QuambaError(f"--{next(iter(chosen))} does nothing without --group_heads: add it, or drop the option")
-    return HeadGroups(**chosen) if args.group_heads else None
+    return ChannelGroups(**chosen) if args.group_heads else None
 
 
 def recipe_arguments(args: argparse.Namespace, config: Mapping | None = None) -> dict:
@@ -136,7 +136,7 @@ def recipe_arguments(args: argparse.Namespace, config: Mapping | None = None) ->
     arguments = {"scheme": scheme_name(args), "untie": args.untie_embedding}
     arguments |= {name: getattr(args, name) for name in RECIPE_OPTIONS.split()}
     arguments["layer_schemes"] = layer_schemes(args, config)
-    if arguments["layer_schemes"] or not is_hybrid(args):  # else what layers have is not known yet
+    if arguments["layer_schemes"] or not is_mixed_precision(args):  # else what layers have is not known yet
         create_recipe(**arguments, tied=True)  # what is wrong with a tied model's is wrong with every model's
     return arguments
 

@@ -18,13 +18,13 @@ import quamba  # before torch: it sets how OpenMP's threads wait
 import torch
 
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
 from quamba.evaluation import compare, perplexity
 from quamba.evaluation.compare import perplexity_ratio
 from quamba.mixed_precision.budget import Budget
-from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
 from quamba.mixed_precision.search import Assignment, choose_schemes, frontier
 from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
@@ -32,11 +32,11 @@ from quamba.models.memory import tensor_bytes
 from quamba.observers.per_tensor import observer_names
 from quamba.scheme.recipe import get_scheme
 from quamba.study.mixed_precision_figure import frontier_figure
-from quamba.study.mixed_precision_report import hybrid_report, to_markdown
+from quamba.study.mixed_precision_report import frontier_report, to_markdown
 from quamba.study.saving import save_figure
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
-GROUPED = {"group_heads": HeadGroups()}
+GROUPED = {"group_heads": ChannelGroups()}
 TABLES_8 = {"quantize_embedding": True, "quantize_lm_head": True, "embedding_bits": 8, "lm_head_bits": 8}
 TABLES_4 = TABLES_8 | {"embedding_bits": 4, "lm_head_bits": 4}
 SCHEMES = {
@@ -117,7 +117,11 @@ def mixed_table(model_name: str, windows: int) -> None:
     model, tokenizer = quamba.load(model_name)
     text = default_text(model)
     found = search_schemes(
-        model, text.windows(tokenizer), HybridSearch(Budget.parse("6"), MIXED), DEFAULT_OBSERVERS, progress=False
+        model,
+        text.windows(tokenizer),
+        MixedPrecisionSearch(Budget.parse("6"), MIXED),
+        DEFAULT_OBSERVERS,
+        progress=False,
     )
     chosen = [_least_above(found, fraction) for fraction in (0.25, 0.5, 0.75)]
     held_out = evaluation_windows(load_text(defaults.ppl_dataset, "test"), tokenizer, 512)[:windows]
@@ -126,7 +130,7 @@ def mixed_table(model_name: str, windows: int) -> None:
         mixed, _ = quantized(model_name, {"scheme": "w4a8", "layer_schemes": assignment.schemes})
         perplexities[assignment.schemes] = perplexity(mixed, held_out, defaults.batch_size, progress=False).ppl
     base = perplexity(quamba.load(model_name)[0], held_out, defaults.batch_size, progress=False).ppl
-    report = hybrid_report(found.losses, found.sizes, found.weight_count, chosen, perplexities, base)
+    report = frontier_report(found.losses, found.sizes, found.weight_count, chosen, perplexities, base)
     print("\n" + to_markdown(report))
     save_figure(frontier_figure(report), Path(__file__).with_name(f"{model_name}-mixed.png"))
     against_uniform(model_name, found, held_out)

@@ -29,9 +29,9 @@ from quamba.nn.mamba1 import TAPS
 from quamba.pipeline.quantize import transform
 from quamba.storage.files import write_text_atomically
 from quamba.study.observers.capture import capture
-from quamba.study.observers.comparison import compare_strategies
+from quamba.study.observers.comparison import compare_observers
 from quamba.study.observers.fake_quantize import fake_quantized
-from quamba.study.observers.strategies import parse_strategies, parse_strategy
+from quamba.study.observers.specs import parse_spec, parse_specs
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 
 MODEL = "mamba-tiny"
@@ -54,7 +54,7 @@ INT8 = {
 
 
 def outlier_aware(ratio: float, level: int | None = None) -> str:
-    """The strategy's name on the command line."""
+    """The observer's name on the command line."""
     return f"outlier_aware:normal_ratio={ratio}" + (f",normal_level={level}" if level else "")
 
 
@@ -87,12 +87,12 @@ class Study:
             sys.stderr.write(f"{time.perf_counter() - start:6.1f} s  {name}\n")
         return json.loads(path.read_text("utf-8"))
 
-    def scales(self, strategy: str) -> dict[str, float | list[float]]:
-        """Tap name -> scale, or one for each group, of a strategy on every tap, over the calibration text."""
+    def scales(self, observer: str) -> dict[str, float | list[float]]:
+        """Tap name -> scale, or one for each group, of an observer on every tap, over the calibration text."""
 
         def measure() -> dict:
             model, tokenizer, text, _ = self.loaded
-            parsed = parse_strategy(strategy)
+            parsed = parse_spec(observer)
             result = calibrate(
                 model,
                 text.windows(tokenizer),
@@ -104,18 +104,18 @@ class Study:
             )
             return {name: tap.scales().tolist() for name, tap in result.taps.items()}
 
-        return self.cached(f"scales {strategy}", measure)
+        return self.cached(f"scales {observer}", measure)
 
     def ppl(self, assignment: dict[str, str]) -> PerplexityResult:
-        """Perplexity with the strategy of each named tap; the other taps are float. {}: the float model."""
+        """Perplexity with the observer of each named tap; the other taps are float. {}: the float model."""
         import torch
 
         def measure() -> dict:
             model, _, _, windows = self.loaded
             scales = {
                 name: torch.tensor(scale)
-                for tap, strategy in assignment.items()
-                for name, scale in self.scales(strategy).items()
+                for tap, observer in assignment.items()
+                for name, scale in self.scales(observer).items()
                 if name.endswith(f".{tap}")
             }
             with fake_quantized(model, scales) if scales else nullcontext():
@@ -142,13 +142,13 @@ def _result(data: dict) -> PerplexityResult:
     return PerplexityResult(data["ppl"], int(tokens.sum()), np.array(data["nll"]), tokens)
 
 
-def everywhere(strategy: str) -> dict[str, str]:
-    """The strategy on every tap."""
-    return dict.fromkeys(TAPS, strategy)
+def everywhere(observer: str) -> dict[str, str]:
+    """The observer on every tap."""
+    return dict.fromkeys(TAPS, observer)
 
 
 def sqnr(study: Study) -> dict:
-    """SQNR and relative MSE of every tap and strategy, on the first batch."""
+    """SQNR and relative MSE of every tap and observer, on the first batch."""
     directory = study.work / "activations"
 
     def measure() -> dict:
@@ -156,8 +156,8 @@ def sqnr(study: Study) -> dict:
             model, tokenizer = quamba.load(MODEL)
             capture(model, tokenizer, default_text(model), directory)
         saved = open_activations(directory)
-        strategies = parse_strategies(BASIC, "minmax", 8)
-        return compare_strategies(saved, strategies, source=saved.model, real=True, total=len(saved)).to_dict()
+        specs = parse_specs(BASIC, "minmax", 8)
+        return compare_observers(saved, specs, source=saved.model, real=True, total=len(saved)).to_dict()
 
     return study.cached("sqnr", measure)["aggregates"]
 

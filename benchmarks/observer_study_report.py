@@ -29,10 +29,10 @@ def points(value: dict) -> str:
 
 
 def sqnr_section(aggregates: list[dict]) -> Section:
-    """SQNR by tap and strategy."""
-    names = [row["strategy"] for row in aggregates[0]["strategies"]]
+    """SQNR by tap and observer."""
+    names = [row["observer"] for row in aggregates[0]["observers"]]
     rows = [
-        [tap["tap"] or "all", *(f"{row['sqnr_db']:.2f} ({row['relative_mse']:.2f})" for row in tap["strategies"])]
+        [tap["tap"] or "all", *(f"{row['sqnr_db']:.2f} ({row['relative_mse']:.2f})" for row in tap["observers"])]
         for tap in aggregates
     ]
     return Section("SQNR in dB, mean over the layers (MSE relative to min-max)", ["tap", *names], rows)

@@ -158,9 +158,9 @@ def test_verbose_logs_what_is_going_on(toy, options, level):
 
 
 def test_the_process_ends_with_that_status():
-    command = [sys.executable, "-m", "quamba", "observers", "--synthetic", "--strategy", "best"]
+    command = [sys.executable, "-m", "quamba", "observers", "--synthetic", "--observer", "best"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 2
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1
-    assert run.stderr.startswith("quamba observers: error: unknown strategy 'best': choose one of minmax, ")
+    assert run.stderr.startswith("quamba observers: error: unknown observer 'best': choose one of minmax, ")

@@ -72,7 +72,7 @@ def test_a_calibration_of_groups_is_written_and_reused(tiny, capsys):
 def test_activations_of_groups_and_states_are_saved_and_compared(tiny, capsys):
     options = ["--save_activations", "acts", "--observer", "x=percentile", "--skip_float"]
     assert main.main([*tiny, *QUANTIZE, *GROUPS, *options]) == 0
-    assert quamba_main(["observers", "--activations", "acts", "--taps", "x,state,B", "--strategy", "mse"]) == 0
+    assert quamba_main(["observers", "--activations", "acts", "--taps", "x,state,B", "--observer", "mse"]) == 0
     assert "state" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-// The layers of mamba1_step: what its slots hold (STEP_SLOTS of quamba/ops/schemas.py), checked, as raw pointers.
+// The layers of mamba1_step: what its tensors hold (MAMBA1_STEP_TENSORS of quamba/ops/schemas.py), checked, as raw pointers.
 //
 // Dims: B batch rows, H hidden, D d_inner, N d_state, R dt_rank, K conv width.
 #pragma once
@@ -9,7 +9,7 @@ namespace quamba::cpu::mamba1 {
 
 enum Tap { kIn, kConvIn, kZ, kX, kDtRank, kB, kC, kOut, kTaps };
 enum Slot { kInProj = 0, kXProj = 5, kDtProj = 10, kOutProj = 15, kConvWeight = 20, kConvScale, kConvBias, kA, kD,
-            kTapScales, kInProjOutScale, kXProjOutScale, kSlots };
+            kTapScales, kInProjOutScale, kXProjOutScale, kTensors };
 
 struct Shape {
   int64_t batch, hidden, channels, d_state, dt_rank, width;
@@ -30,14 +30,14 @@ struct Layer {
 };
 
 // What every layer has, whatever its scheme.
-inline void check_present(const StepSlot* slots) {
-  TORCH_CHECK_VALUE(slots[kA].has_value() && slots[kD].has_value(), "a layer lacks A or D");
-  TORCH_CHECK_VALUE(slots[kConvWeight].has_value(), "a layer lacks its conv_weight");
+inline void check_present(const StepTensor* tensors) {
+  TORCH_CHECK_VALUE(tensors[kA].has_value() && tensors[kD].has_value(), "a layer lacks A or D");
+  TORCH_CHECK_VALUE(tensors[kConvWeight].has_value(), "a layer lacks its conv_weight");
 }
 
-inline Shape shape_of(const at::Tensor& hidden, const StepSlot* slots, int64_t dt_rank) {
-  check_present(slots);
-  const at::Tensor &A = *slots[kA], &conv = *slots[kConvWeight];
+inline Shape shape_of(const at::Tensor& hidden, const StepTensor* tensors, int64_t dt_rank) {
+  check_present(tensors);
+  const at::Tensor &A = *tensors[kA], &conv = *tensors[kConvWeight];
   TORCH_CHECK_VALUE(A.dim() == 2 && conv.dim() == 2, "A must be [D, N] and conv_weight [D, K], got ", A.sizes(),
                     " and ", conv.sizes());
   TORCH_CHECK_VALUE(dt_rank > 0 && dt_rank <= kMaxFeatures, "dt_rank must be positive, and no more than ",
@@ -46,25 +46,25 @@ inline Shape shape_of(const at::Tensor& hidden, const StepSlot* slots, int64_t d
   return {hidden.size(0), hidden.size(1), A.size(0), A.size(1), dt_rank, conv.size(1)};
 }
 
-inline Layer read_layer(const StepSlot* slots, const Shape& s, const at::Tensor& conv_state,
+inline Layer read_layer(const StepTensor* tensors, const Shape& s, const at::Tensor& conv_state,
                         const at::Tensor& ssm_state, int64_t group_size, bool float_activations) {
-  check_present(slots);
+  check_present(tensors);
   const auto dtype = float_activations ? at::kFloat : at::kChar;
   Layer layer{};
-  layer.in_proj = step_linear(slots + kInProj, s.hidden, 2 * s.channels, group_size, "in_proj");
-  layer.x_proj = step_linear(slots + kXProj, s.channels, s.dt_rank + 2 * s.d_state, group_size, "x_proj");
-  layer.dt_proj = step_linear(slots + kDtProj, s.dt_rank, s.channels, group_size, "dt_proj");
-  layer.out_proj = step_linear(slots + kOutProj, s.channels, s.hidden, group_size, "out_proj");
+  layer.in_proj = step_linear(tensors + kInProj, s.hidden, 2 * s.channels, group_size, "in_proj");
+  layer.x_proj = step_linear(tensors + kXProj, s.channels, s.dt_rank + 2 * s.d_state, group_size, "x_proj");
+  layer.dt_proj = step_linear(tensors + kDtProj, s.dt_rank, s.channels, group_size, "dt_proj");
+  layer.out_proj = step_linear(tensors + kOutProj, s.channels, s.hidden, group_size, "out_proj");
   TORCH_CHECK_VALUE(float_activations || (!layer.x_proj.multiplier && !layer.dt_proj.multiplier),
                     "int8 inputs of x_proj and dt_proj cannot be multiplied");
-  layer.conv_weight = step_conv_weight(slots[kConvWeight], dtype, s.channels, s.width);
-  layer.conv_scale = slot_floats(slots[kConvScale], {s.channels}, "conv_scale");
-  layer.conv_bias = slot_floats(slots[kConvBias], {s.channels}, "conv_bias");
-  layer.A = slot_floats(slots[kA], {s.channels, s.d_state}, "A");
-  layer.D = slot_floats(slots[kD], {s.channels}, "D");
-  layer.taps = slot_floats(slots[kTapScales], {kTaps}, "tap_scales");
-  layer.in_proj_out_scale = slot_floats(slots[kInProjOutScale], {2 * s.channels}, "in_proj_out_scale");
-  layer.x_proj_out_scale = slot_floats(slots[kXProjOutScale], {s.dt_rank + 2 * s.d_state}, "x_proj_out_scale");
+  layer.conv_weight = step_conv_weight(tensors[kConvWeight], dtype, s.channels, s.width);
+  layer.conv_scale = floats_of(tensors[kConvScale], {s.channels}, "conv_scale");
+  layer.conv_bias = floats_of(tensors[kConvBias], {s.channels}, "conv_bias");
+  layer.A = floats_of(tensors[kA], {s.channels, s.d_state}, "A");
+  layer.D = floats_of(tensors[kD], {s.channels}, "D");
+  layer.taps = floats_of(tensors[kTapScales], {kTaps}, "tap_scales");
+  layer.in_proj_out_scale = floats_of(tensors[kInProjOutScale], {2 * s.channels}, "in_proj_out_scale");
+  layer.x_proj_out_scale = floats_of(tensors[kXProjOutScale], {s.dt_rank + 2 * s.d_state}, "x_proj_out_scale");
   const bool scales = layer.taps && layer.conv_scale && layer.in_proj_out_scale && layer.x_proj_out_scale;
   TORCH_CHECK_VALUE(float_activations ? !layer.taps : scales, "every layer needs its scales, or none has them");
   layer.conv_state = state_data(conv_state, dtype, {s.batch, s.channels, s.width}, "conv_state");

@@ -166,19 +166,19 @@ class Step {
 
 void mamba2_step(at::Tensor& hidden, const StepSlots& layers, at::TensorList conv_states, at::TensorList ssm_states,
                  const at::Tensor& base, int64_t groups, double eps, double dt_min, double dt_max,
-                 at::IntArrayRef group_sizes, bool dynamic, const StepSlot& norm_weight, const StepSlots& head,
-                 StepSlot logits) {
+                 at::IntArrayRef group_sizes, bool dynamic, const StepTensor& norm_weight, const StepSlots& head,
+                 StepTensor logits) {
   const StepArguments arguments{hidden,      layers,  conv_states, ssm_states, base,  eps,
                                 group_sizes, dynamic, norm_weight, head,       logits};
-  const std::vector<StepSlot> slots = layer_slots(arguments, kSlots);
-  const Shape shape = shape_of(hidden, slots.data(), ssm_states[0], groups);
+  const std::vector<StepTensor> tensors = layer_tensors(arguments, kTensors);
+  const Shape shape = shape_of(hidden, tensors.data(), ssm_states[0], groups);
   TORCH_CHECK_VALUE(dt_min <= dt_max, "dt_min ", dt_min, " is over dt_max ", dt_max);
   const Limits limits{static_cast<float>(dt_min), static_cast<float>(dt_max)};
-  const bool float_activations = !slots[kTapScales].has_value();
+  const bool float_activations = !tensors[kTapScales].has_value();
   const StepInput input = step_input(arguments, shape.channels(), float_activations);
   std::vector<Layer> views;
   for (size_t i = 0; i < conv_states.size(); ++i)
-    views.push_back(read_layer(slots.data() + i * kSlots, shape, conv_states[i], ssm_states[i], group_sizes[i],
+    views.push_back(read_layer(tensors.data() + i * kTensors, shape, conv_states[i], ssm_states[i], group_sizes[i],
                                float_activations));
   if (float_activations) Step<float>(input, std::move(views), shape, limits).run();
   else Step<int8_t>(input, std::move(views), shape, limits).run();

@@ -10,8 +10,8 @@
 
 namespace quamba::cpu {
 
-using StepSlot = std::optional<at::Tensor>;
-using StepSlots = c10::List<StepSlot>;
+using StepTensor = std::optional<at::Tensor>;
+using StepSlots = c10::List<StepTensor>;
 
 struct StepLinear {
   LinearWeights weights;
@@ -36,9 +36,9 @@ struct StepArguments {
   double eps;
   at::IntArrayRef group_sizes;
   bool dynamic;
-  const StepSlot& norm_weight;
+  const StepTensor& norm_weight;
   const StepSlots& head;
-  const StepSlot& logits;
+  const StepTensor& logits;
 };
 
 // What a step knows beside its layers.
@@ -52,7 +52,7 @@ struct StepInput {
   std::optional<Head> head;
 };
 
-inline const float* slot_floats(const StepSlot& t, at::IntArrayRef shape, const char* name) {
+inline const float* floats_of(const StepTensor& t, at::IntArrayRef shape, const char* name) {
   if (!t.has_value()) return nullptr;
   check_dtype(*t, at::kFloat, name);
   check_shape(*t, shape, name);
@@ -60,15 +60,15 @@ inline const float* slot_floats(const StepSlot& t, at::IntArrayRef shape, const 
   return t->const_data_ptr<float>();
 }
 
-// The slots weight, scale, zero, bias, multiplier of a layer from `in` to `out` features.
-inline StepLinear step_linear(const StepSlot* slots, int64_t in, int64_t out, int64_t group_size, const char* name) {
-  TORCH_CHECK_VALUE(slots[0].has_value() && slots[1].has_value(), name, " lacks its weight or its scale");
-  const LinearWeights weights = linear_weights(*slots[0], *slots[1], slots[2], in, out, group_size, name);
-  return {weights, slot_floats(slots[3], {out}, name), slot_floats(slots[4], {in}, name)};
+// The tensors weight, scale, zero, bias, multiplier of a layer from `in` to `out` features.
+inline StepLinear step_linear(const StepTensor* tensors, int64_t in, int64_t out, int64_t group_size, const char* name) {
+  TORCH_CHECK_VALUE(tensors[0].has_value() && tensors[1].has_value(), name, " lacks its weight or its scale");
+  const LinearWeights weights = linear_weights(*tensors[0], *tensors[1], tensors[2], in, out, group_size, name);
+  return {weights, floats_of(tensors[3], {out}, name), floats_of(tensors[4], {in}, name)};
 }
 
 // conv_weight [channels, width] of that dtype.
-inline const void* step_conv_weight(const StepSlot& conv, at::ScalarType dtype, int64_t channels, int64_t width) {
+inline const void* step_conv_weight(const StepTensor& conv, at::ScalarType dtype, int64_t channels, int64_t width) {
   TORCH_CHECK_VALUE(conv.has_value(), "a layer lacks its conv_weight");
   check_dtype(*conv, dtype, "conv_weight");
   check_shape(*conv, {channels, width}, "conv_weight");
@@ -83,11 +83,11 @@ inline void* state_data(const at::Tensor& state, at::ScalarType dtype, at::IntAr
   return state.mutable_data_ptr();
 }
 
-// The slots of every layer, `count` of each.
-inline std::vector<StepSlot> layer_slots(const StepArguments& in, int count) {
+// The tensors of every layer, `count` of each.
+inline std::vector<StepTensor> layer_tensors(const StepArguments& in, int count) {
   const size_t layers = in.conv_states.size();
   TORCH_CHECK_VALUE(layers > 0 && in.ssm_states.size() == layers && in.layers.size() == layers * count,
-                    "layers must be ", count, " slots for each of the ", layers, " conv_states and ssm_states, got ",
+                    "layers must be ", count, " tensors for each of the ", layers, " conv_states and ssm_states, got ",
                     in.layers.size());
   const size_t sizes = layers + (in.logits.has_value() ? 1 : 0);
   TORCH_CHECK_VALUE(in.group_sizes.size() == sizes, "group_sizes must be one of each layer and of the head: ", sizes,
@@ -100,19 +100,19 @@ inline std::vector<StepSlot> layer_slots(const StepArguments& in, int count) {
 
 // head: weight, scale, zero, input scale; logits float32 [B, V].
 inline Head read_head(const StepArguments& in) {
-  const std::vector<StepSlot> slots = in.head.vec();
+  const std::vector<StepTensor> tensors = in.head.vec();
   const at::Tensor& logits = *in.logits;
   TORCH_CHECK_VALUE(in.norm_weight.has_value(), "logits need norm_weight");
-  TORCH_CHECK_VALUE(slots.size() == 4 && slots[0].has_value() && slots[1].has_value(),
+  TORCH_CHECK_VALUE(tensors.size() == 4 && tensors[0].has_value() && tensors[1].has_value(),
                     "head must be weight, scale, zero and input scale");
   check_dtype(logits, at::kFloat, "logits");
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(0) == in.hidden.size(0) && logits.is_contiguous(),
                     "logits must be [B, V] and contiguous, got ", logits.sizes());
   const int64_t hidden = in.hidden.size(1);
   Head head{};
-  head.weights = linear_weights(*slots[0], *slots[1], slots[2], hidden, logits.size(1), in.group_sizes.back(), "head");
-  head.norm_weight = slot_floats(in.norm_weight, {hidden}, "norm_weight");
-  head.in_scale = slot_floats(slots[3], {}, "head's input scale");
+  head.weights = linear_weights(*tensors[0], *tensors[1], tensors[2], hidden, logits.size(1), in.group_sizes.back(), "head");
+  head.norm_weight = floats_of(in.norm_weight, {hidden}, "norm_weight");
+  head.in_scale = floats_of(tensors[3], {}, "head's input scale");
   head.logits = logits.mutable_data_ptr<float>();
   return head;
 }

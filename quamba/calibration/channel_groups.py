@@ -19,7 +19,7 @@ MAXIMA_WINDOWS = 128  # of calibration text at most, which the groups are made o
 
 
 @dataclass(frozen=True)
-class HeadGroups:
+class ChannelGroups:
     """In how many groups the heads of an SSD group fall, and in how many the channels of those heads.
 
     Raises QuambaError for numbers below 1.

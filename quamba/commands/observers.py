@@ -1,4 +1,4 @@
-"""`python -m quamba observers`: which scale strategy fits the activations of which tap."""
+"""`python -m quamba observers`: which observer fits the activations of which tap."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ from ..nn.taps import tap_name
 from ..observers.per_tensor import observer_names
 from ..plugins import load_plugin
 from ..study.observers.capture import capture
-from ..study.observers.comparison import NORMAL_RATIO, Comparison, compare_strategies
-from ..study.observers.end_to_end import Evaluation, measure_strategies, observers_of
+from ..study.observers.comparison import NORMAL_RATIO, Comparison, compare_observers
+from ..study.observers.end_to_end import Evaluation, measure_observers, observers_of
 from ..study.observers.report import TERMINAL_WIDTH, aggregate_sections, detail_section, verdict_lines
-from ..study.observers.strategies import BASELINE, Strategy, parse_strategies
+from ..study.observers.specs import BASELINE, ObserverSpec, parse_specs
 from ..study.observers.verdict import EndToEnd, Rule, judge, verdict_dict
 from ..text.data import EMBEDDED_MODELS, EmbeddedDefaults
 from .arguments import names, positive_int, seed, share
@@ -37,13 +37,13 @@ from .failures import Failures
 from .output import check_command_outputs, write_report
 
 NAME = "observers"
-HELP = "compare scale strategies on activations, offline, and say by a stated rule which to adopt"
+HELP = "compare observers on activations, offline, and say by a stated rule which to adopt"
 EXAMPLES = """examples:
   python -m quamba observers --synthetic                                10,000 normal values and 100 outliers
   python -m quamba observers --model mamba-tiny --taps x,out --layers 0,3
   python main.py mamba-tiny --quantize --save_activations acts          then, as often as you like:
   python -m quamba observers --activations acts --plot observers.png
-  python -m quamba observers --activations acts --plugin mine.py --strategy mine:sigmas=4 --strategy mse
+  python -m quamba observers --activations acts --plugin mine.py --observer mine:sigmas=4 --observer mse
   python -m quamba observers --model mamba-tiny --end_to_end            with perplexity and accuracy in the verdict
 """
 FEW = 6  # comparisons whose details are printed without --details
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--taps", type=names, metavar="A,B", help="only these taps (default: all)")
     which.add_argument("--layers", type=layer_list, metavar="0,3", help="only these layers (default: all)")
     which.add_argument(
-        "--strategy",
+        "--observer",
         action="append",
         metavar="NAME[:ARG=VALUE,...]",
         help=f"an observer with its arguments, may be repeated (default: all of {', '.join(observer_names())})",
@@ -118,7 +118,7 @@ def _add_model_arguments(group) -> None:
     )
     group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
     group.add_argument("--save_activations", type=Path, metavar="DIR", help="keep what was captured")
-    group.add_argument("--end_to_end", action="store_true", help="quantize with every strategy and measure the models")
+    group.add_argument("--end_to_end", action="store_true", help="quantize with every observer and measure the models")
     group.add_argument("--ppl_dataset", metavar="NAME|FILE", help="text of --end_to_end (default: as for main.py)")
     group.add_argument("--ppl_windows", type=positive_int, metavar="N", help="only the first windows of that text")
     group.add_argument(
@@ -150,17 +150,17 @@ def run(args: argparse.Namespace) -> None:
     """The whole command. Raises QuambaError for what the user can mend."""
     for plugin in args.plugin or ():
         load_plugin(plugin)
-    strategies = parse_strategies(args.strategy or observer_names(), args.baseline, args.bits)
+    specs = parse_specs(args.observer or observer_names(), args.baseline, args.bits)
     _check(args)
     with ExitStack() as stack:
         checkpoint = _resolve(args) if args.model else None
-        evaluation = _evaluation(args, checkpoint, strategies) if args.end_to_end else None
+        evaluation = _evaluation(args, checkpoint, specs) if args.end_to_end else None
         source = _open(args, checkpoint, stack)
         if args.plot_tap and args.plot_tap not in source.names:
             raise QuambaError(f"--plot_tap {args.plot_tap!r} is not compared: {', '.join(source.names)} are")
-        comparison = compare_strategies(
+        comparison = compare_observers(
             source.activations,
-            strategies,
+            specs,
             source=source.name,
             real=source.real,
             n_bits=args.bits,
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     measured = None
     if evaluation:
         text = _text(args, checkpoint)
-        measured = measure_strategies(checkpoint, strategies, args.taps, text, evaluation, args.rotate_residual)
+        measured = measure_observers(checkpoint, specs, args.taps, text, evaluation, args.rotate_residual)
     rule = Rule(**{figure.name: getattr(args, figure.name) for figure in fields(Rule)})
     failures = Failures()
     with failures.collected():
@@ -254,17 +254,17 @@ def _open(args: argparse.Namespace, checkpoint: Checkpoint | None, stack: ExitSt
 
 
 def _figure(args: argparse.Namespace, comparison: Comparison, source: _Source):
-    from ..study.observers.figures import strategy_figure
+    from ..study.observers.figures import observer_figure
 
     wanted = args.plot_tap or comparison.taps[0].name
     (activations,) = (each for each in source.activations if each.name == wanted)
-    return strategy_figure(comparison, activations)
+    return observer_figure(comparison, activations)
 
 
-def _evaluation(args: argparse.Namespace, checkpoint: Checkpoint, strategies: list[Strategy]) -> Evaluation:
+def _evaluation(args: argparse.Namespace, checkpoint: Checkpoint, specs: list[ObserverSpec]) -> Evaluation:
     """That of --end_to_end. Raises QuambaError for what could not be measured, before anything slow runs."""
-    for strategy in strategies:
-        observers_of(strategy, args.taps)
+    for spec in specs:
+        observers_of(spec, args.taps)
     defaults = _embedded_defaults(checkpoint)
     base = Evaluation.of(defaults) if defaults else Evaluation()
     evaluation = Evaluation(

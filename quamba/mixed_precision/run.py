@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.base import architecture_of
 from ..architectures.convert import check_transformable, install_float_mixers, quantized_mixer
-from ..calibration.channel_groups import HeadGroups
+from ..calibration.channel_groups import ChannelGroups
 from ..calibration.run import calibrate
 from ..errors import QuambaError
 from ..models.mamba_slots import hybrid_of, mamba_slots
@@ -30,7 +30,7 @@ SEARCH_WINDOWS = 16  # of calibration text, on which the predictions of every la
 
 
 @dataclass(frozen=True)
-class HybridSearch:
+class MixedPrecisionSearch:
     """What a search may use, and how the model will be quantized beside it.
 
     `schemes`: the names that layers choose from; `group_size`, `dynamic`, `rotate_residual`, `group_heads`: as of
@@ -42,7 +42,7 @@ class HybridSearch:
     group_size: int | None = None
     dynamic: bool = False
     rotate_residual: bool = False
-    group_heads: HeadGroups | None = None
+    group_heads: ChannelGroups | None = None
 
     def __post_init__(self):
         if len(set(self.schemes)) < 2:
@@ -90,7 +90,7 @@ class FoundSchemes:
 def search_schemes(
     model: PreTrainedModel,
     windows: Tensor,
-    search: HybridSearch,
+    search: MixedPrecisionSearch,
     observers: Mapping[str, str],
     *,
     options: Mapping[str, Mapping] | None = None,
@@ -117,7 +117,7 @@ def search_schemes(
 def _measure(
     model: PreTrainedModel,
     windows: Tensor,
-    search: HybridSearch,
+    search: MixedPrecisionSearch,
     observers: Mapping[str, str],
     options: dict,
     batch_size: int,

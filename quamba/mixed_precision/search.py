@@ -45,7 +45,7 @@ def choose_schemes(losses: Losses, sizes: Sizes, budget: Budget, weight_count: i
     """An assignment of small predicted loss that fits the budget; never worse than a uniform one that fits.
 
     `losses`: KL divergence in nats of each layer at each scheme, the other layers float; `sizes`, `weight_count`:
-    bytes of the same layers and the weights that mean bits are counted by, as `hybrid_sizes.layer_sizes` gives them.
+    bytes of the same layers and the weights that mean bits are counted by, as `sizes.layer_sizes` gives them.
     Raises QuambaError where even the smallest assignment misses the budget, and for losses that are no numbers.
     """
     table = _Table(losses, sizes)

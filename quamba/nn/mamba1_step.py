@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.schemas import STEP_LINEARS
+from ..ops.schemas import MAMBA1_STEP_LINEARS
 from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba1 import TAPS, QuantMamba1Mixer
 from .norm import FinalNorm
-from .step import Step, linear_slots
+from .step import Step, linear_tensors
 
 
-def _layer_slots(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
-    """What `mamba1_step` reads of a layer, in the order of ops.schemas.STEP_SLOTS."""
-    slots = [tensor for name in STEP_LINEARS for tensor in linear_slots(getattr(mixer, name))]
+def _layer_tensors(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
+    """What `mamba1_step` reads of a layer, in the order of ops.schemas.MAMBA1_STEP_TENSORS."""
+    tensors = [tensor for name in MAMBA1_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv = mixer.conv1d
     if mixer.scheme.act == FLOAT:
-        return [*slots, conv.weight, None, conv.bias, mixer.A, mixer.D, None, None, None]
+        return [*tensors, conv.weight, None, conv.bias, mixer.A, mixer.D, None, None, None]
     # a tap whose scales are dynamic has none, and its place is not read
     scales = [getattr(mixer, f"{tap}_scale") for tap in TAPS]
     taps = torch.stack([torch.ones_like(mixer.x_scale) if scale is None else scale for scale in scales])  # [8]
     conv_scale = mixer.conv_in_scale * conv.weight_scale  # [D]
-    return [*slots, conv.weight, conv_scale, conv.bias, mixer.A, mixer.D, taps, *mixer.output_scales()]
+    return [*tensors, conv.weight, conv_scale, conv.bias, mixer.A, mixer.D, taps, *mixer.output_scales()]
 
 
 class Mamba1Step(Step):
@@ -35,7 +35,7 @@ class Mamba1Step(Step):
     def __init__(self, mixers: list[QuantMamba1Mixer], norm: FinalNorm | None = None, head: QuantHead | None = None):
         super().__init__(mixers, norm, head)
         first = mixers[0]
-        self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
+        self.tensors = [tensor for mixer in mixers for tensor in _layer_tensors(mixer)]
         self.sizes = (first.dt_rank, first.eps, first.ssm_norm_eps, self.group_sizes)
 
     def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> Tensor | None:
@@ -43,6 +43,6 @@ class Mamba1Step(Step):
 
         Returns float32 logits [B, V] where there is a head.
         """
-        logits, states = self.new_logits(hidden), (hidden, self.slots, conv_states, ssm_states)
+        logits, states = self.new_logits(hidden), (hidden, self.tensors, conv_states, ssm_states)
         ops.mamba1_step(*states, self.base, *self.sizes, self.dynamic, self.norm_weight, self.head, logits)
         return logits

@@ -12,15 +12,15 @@ from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba2 import QuantMamba2Mixer
 from .norm import FinalNorm
-from .step import Step, linear_slots
+from .step import Step, linear_tensors
 
 
-def _layer_slots(mixer: QuantMamba2Mixer) -> list[Tensor | None]:
-    """What `mamba2_step` reads of a layer, in the order of ops.schemas.MAMBA2_STEP_SLOTS."""
-    slots = [tensor for name in MAMBA2_STEP_LINEARS for tensor in linear_slots(getattr(mixer, name))]
+def _layer_tensors(mixer: QuantMamba2Mixer) -> list[Tensor | None]:
+    """What `mamba2_step` reads of a layer, in the order of ops.schemas.MAMBA2_STEP_TENSORS."""
+    tensors = [tensor for name in MAMBA2_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv, recurrence = mixer.conv1d, (mixer.A, mixer.D, mixer.dt_bias)
     if mixer.scheme.act == FLOAT:
-        return [*slots, conv.weight, None, conv.bias, *recurrence, None, None, None, None]
+        return [*tensors, conv.weight, None, conv.bias, *recurrence, None, None, None, None]
     in_proj_out, conv_in, conv_out = mixer.output_scales()
     # a tap whose scales are dynamic has none, and its place is not read
     ones = torch.ones_like(mixer.z_scale)
@@ -28,7 +28,7 @@ def _layer_slots(mixer: QuantMamba2Mixer) -> list[Tensor | None]:
     taps = torch.cat([torch.stack(single), mixer.B_scale, mixer.C_scale])  # [3 + 2G]
     conv_scale = conv_in * conv.weight_scale  # [X]
     scales = (taps, in_proj_out, conv_out, mixer.state_scale)
-    return [*slots, conv.weight, conv_scale, conv.bias, *recurrence, *scales]
+    return [*tensors, conv.weight, conv_scale, conv.bias, *recurrence, *scales]
 
 
 class Mamba2Step(Step):
@@ -38,7 +38,7 @@ class Mamba2Step(Step):
     def __init__(self, mixers: list[QuantMamba2Mixer], norm: FinalNorm | None = None, head: QuantHead | None = None):
         super().__init__(mixers, norm, head)
         first = mixers[0]
-        self.slots = [tensor for mixer in mixers for tensor in _layer_slots(mixer)]
+        self.tensors = [tensor for mixer in mixers for tensor in _layer_tensors(mixer)]
         self.sizes = (first.sizes.groups, first.eps, first.dt_min, first.dt_max, self.group_sizes)
 
     def __call__(self, hidden: Tensor, conv_states: list[Tensor], ssm_states: list[Tensor]) -> Tensor | None:
@@ -46,6 +46,6 @@ class Mamba2Step(Step):
 
         Returns float32 logits [B, V] where there is a head.
         """
-        logits, states = self.new_logits(hidden), (hidden, self.slots, conv_states, ssm_states)
+        logits, states = self.new_logits(hidden), (hidden, self.tensors, conv_states, ssm_states)
         ops.mamba2_step(*states, self.base, *self.sizes, self.dynamic, self.norm_weight, self.head, logits)
         return logits

@@ -16,8 +16,8 @@ from .mixer import QuantMixer
 from .norm import FinalNorm
 
 
-def linear_slots(linear: QuantLinear) -> list[Tensor | None]:
-    """ops.schemas.LINEAR_SLOTS of a layer, which is laid out for the kernels."""
+def linear_tensors(linear: QuantLinear) -> list[Tensor | None]:
+    """ops.schemas.LINEAR_TENSORS of a layer, which is laid out for the kernels."""
     linear.tile()
     return [linear.weight, linear.weight_scale, linear.weight_zero, linear.bias, linear.input_multiplier]
 

@@ -90,8 +90,8 @@ SCHEMAS = {
         "(Tensor ids, Tensor weight, Tensor scale, Tensor zero, int hidden, int vocab, int group_size) -> Tensor"
     ),
     # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
-    # move on in place; `layers`: STEP_SLOTS of each layer in turn; base as in `hadamard`; dynamic: scales per token.
-    # With ssm_norm_eps x_proj's outputs stay float32, and dt, B and C are quantized behind an RMSNorm of each.
+    # move on in place; `layers`: MAMBA1_STEP_TENSORS of each layer in turn; base as in `hadamard`; dynamic: scales per
+    # token. With ssm_norm_eps x_proj's outputs stay float32, and dt, B and C are quantized behind an RMSNorm of each.
     # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale.
     # group_sizes: of the uint4 weights of each layer, then of the head where there are logits; of int8 ones not read
     "mamba1_step": (
@@ -99,7 +99,7 @@ SCHEMAS = {
         "int dt_rank, float eps, float? ssm_norm_eps, int[] group_sizes, bool dynamic, Tensor? norm_weight, "
         "Tensor?[] head, Tensor(d!)? logits) -> ()"
     ),
-    # the same of Mamba2's blocks: MAMBA2_STEP_SLOTS of each layer, conv_states [B, D + 2 G N, K] and ssm_states
+    # the same of Mamba2's blocks: MAMBA2_STEP_TENSORS of each layer, conv_states [B, D + 2 G N, K] and ssm_states
     # [B, S, P, N], float32 or int8; groups: G; dt_min and dt_max as in `ssd_scan`
     "mamba2_step": (
         "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "
@@ -114,10 +114,10 @@ SCHEMAS = {
 # bias, and the multiplier [I] of its input (that of x_proj and dt_proj with float activations only). `tap_scales` [8]
 # (None: float activations) in the order in, conv_in, z, x, dt_rank, B, C, out; `conv_scale` [D] is that of conv_in
 # times the weight's; `in_proj_out_scale` [2D] is conv_in's | z's, `x_proj_out_scale` [R + 2N] dt_rank's | B's | C's.
-STEP_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-LINEAR_SLOTS = ("weight", "scale", "zero", "bias", "multiplier")
-STEP_SLOTS = (
-    *(f"{linear}.{part}" for linear in STEP_LINEARS for part in LINEAR_SLOTS),
+MAMBA1_STEP_LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+LINEAR_TENSORS = ("weight", "scale", "zero", "bias", "multiplier")
+MAMBA1_STEP_TENSORS = (
+    *(f"{linear}.{part}" for linear in MAMBA1_STEP_LINEARS for part in LINEAR_TENSORS),
     "conv_weight",
     "conv_scale",
     "conv_bias",
@@ -133,8 +133,8 @@ STEP_SLOTS = (
 # `in_proj_out_scale` [D + X] is z's | x's | B's | C's; `conv_scale` [X] is that of the convolution's input times the
 # weight's, `conv_out_scale` [X] its output's; `state_scale` [S, P] that of int8 states (None: they are float32).
 MAMBA2_STEP_LINEARS = ("in_proj", "dt_proj", "out_proj")
-MAMBA2_STEP_SLOTS = (
-    *(f"{linear}.{part}" for linear in MAMBA2_STEP_LINEARS for part in LINEAR_SLOTS),
+MAMBA2_STEP_TENSORS = (
+    *(f"{linear}.{part}" for linear in MAMBA2_STEP_LINEARS for part in LINEAR_TENSORS),
     "conv_weight",
     "conv_scale",
     "conv_bias",

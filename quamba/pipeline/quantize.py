@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures import convert
 from ..architectures.base import architecture_of
-from ..calibration.channel_groups import HeadGroups
+from ..calibration.channel_groups import ChannelGroups
 from ..calibration.run import CalibrationResult, CalibrationText, model_fingerprint
 from ..checkpoint.quantized import mark_quantized, recipe_of
 from ..errors import QuambaError
@@ -49,7 +49,7 @@ def quantize(
     untie: bool = False,
     rotate_residual: bool = False,
     state_bits: int = 32,
-    group_heads: HeadGroups | None = None,
+    group_heads: ChannelGroups | None = None,
     layer_schemes: Sequence[str] = (),
     save_activations: str | Path | None = None,
     progress: bool = True,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures import convert
 from ..architectures.base import architecture_of
-from ..calibration.channel_groups import HeadGroups
+from ..calibration.channel_groups import ChannelGroups
 from ..calibration.defaults import check_observer_options, parse_observers
 from ..calibration.recording import ActivationRecorder
 from ..calibration.run import (
@@ -38,7 +38,7 @@ class CalibrationRun:
     n_bits: int
     fingerprint: str
     recorder: ActivationRecorder | None
-    groups: HeadGroups | None
+    groups: ChannelGroups | None
     states: bool
 
     def channel_orders(self, model: PreTrainedModel, progress: bool) -> dict[int, ChannelOrder] | None:
@@ -72,7 +72,7 @@ class CalibrationRun:
 
 
 def check_scale_arguments(
-    model: PreTrainedModel, recipe: QuantizationRecipe, group_heads: HeadGroups | None, **given
+    model: PreTrainedModel, recipe: QuantizationRecipe, group_heads: ChannelGroups | None, **given
 ) -> None:
     """Raises QuambaError for groups of heads where there are none, and for arguments that a recipe has no use for."""
     if not recipe.quantizes_activations:
@@ -88,7 +88,7 @@ def scale_source(
     tokenizer: PreTrainedTokenizerBase | None,
     recipe: QuantizationRecipe,
     rounding: WeightRun | None,
-    group_heads: HeadGroups | None,
+    group_heads: ChannelGroups | None,
     *,
     observer: str | Mapping[str, str] | None,
     observer_options: Mapping[str, Mapping] | None,
@@ -125,7 +125,7 @@ def scale_source(
     return CalibrationRun(windows, text, observers, options, n_bits, fingerprint, recorder, group_heads, states)
 
 
-def channel_order_key(source: CalibrationRun | CalibrationResult | None, groups: HeadGroups | None) -> str:
+def channel_order_key(source: CalibrationRun | CalibrationResult | None, groups: ChannelGroups | None) -> str:
     """What an interrupted run must share beside the model, where that puts channels in another order: empty or text."""
     if groups is None:
         return ""

@@ -1,1 +1,1 @@
-"""Comparing scale strategies: captured activations, verdicts, result logs, figures."""
+"""Comparing observers: captured activations, verdicts, result logs, figures."""

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .mixed_precision_report import CHOSEN, FRONTIER, UNIFORM, FrontierPoint, HybridReport
+from .mixed_precision_report import CHOSEN, FRONTIER, UNIFORM, FrontierPoint, FrontierReport
 from .observers.figures import COLOURS, DPI, MARKERS, STYLE, WIDTH
 
 HEIGHT = 5.0  # inches
@@ -28,7 +28,7 @@ UNIFORM_COLOURS = (COLOURS[1], *COLOURS[4:])  # what the rest of the figure leav
 FLOAT_STYLE = {"color": "black", "linewidth": 1, "linestyle": "--", "zorder": 1}
 
 
-def frontier_figure(report: HybridReport) -> Figure:
+def frontier_figure(report: FrontierReport) -> Figure:
     """Predicted loss over mean bits of all points, and beside it the perplexity of those where it was measured.
 
     1200 pixels wide when saved as it is. Each uniform scheme has a marker of its own.

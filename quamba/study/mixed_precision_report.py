@@ -32,7 +32,7 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
-class HybridReport:
+class FrontierReport:
     """Points from the largest to the smallest, and the perplexity of the float model where it was measured."""
 
     points: tuple[FrontierPoint, ...]
@@ -44,14 +44,14 @@ class HybridReport:
         return any(point.perplexity is not None for point in self.points)
 
 
-def hybrid_report(
+def frontier_report(
     losses: Losses,
     sizes: Sizes,
     weight_count: int,
     chosen: Sequence[Assignment] = (),
     perplexities: Mapping[tuple[str, ...], float] | None = None,
     float_perplexity: float | None = None,
-) -> HybridReport:
+) -> FrontierReport:
     """The frontier, the uniform assignments and the `chosen` ones, each once.
 
     `losses`, `sizes`, `weight_count`: as `choose_schemes` takes them; `perplexities`: of assignments, by their schemes.
@@ -83,15 +83,15 @@ def hybrid_report(
         for schemes, assignment in assignments.items()
     ]
     points.sort(key=lambda point: (-point.size, point.loss))
-    return HybridReport(tuple(points), float_perplexity)
+    return FrontierReport(tuple(points), float_perplexity)
 
 
-def to_dict(report: HybridReport) -> dict:
+def to_dict(report: FrontierReport) -> dict:
     """The report as plain data for JSON; what is not finite is None."""
     return finite(asdict(report))
 
 
-def to_markdown(report: HybridReport) -> str:
+def to_markdown(report: FrontierReport) -> str:
     """A row for every point, the largest first; perplexities where any was measured, `-` where one was not."""
     header = ["layers", "mean bits", "MB", "predicted loss", *(["perplexity"] if report.measured else []), ""]
     lines = [header]

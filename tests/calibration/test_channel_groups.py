@@ -8,7 +8,7 @@ import torch
 import quamba
 from quamba import CalibrationResult, QuambaError, numerics
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.checkpoint import recipe_of
 from quamba.observers.per_tensor import create_observer, observer_names
 from quamba.weights.method import WeightMethod
@@ -16,7 +16,7 @@ from quamba.weights.method import WeightMethod
 RTN = WeightMethod("rtn")
 # enough that the extremes of single channels are those of other text too
 WINDOWS = torch.randint(0, 60, (32, 48), generator=torch.Generator().manual_seed(5))
-GROUPS = HeadGroups(2, 3)
+GROUPS = ChannelGroups(2, 3)
 
 
 def quantize(model, calibration=WINDOWS, **options):
@@ -139,7 +139,7 @@ def test_outlier_channels_cost_less_where_they_have_scales_of_their_own(tiny_mam
     expected = logits(model(), tokens)
     errors = [
         relative_error(logits(quantize(model(), group_heads=groups), tokens), expected)
-        for groups in (None, HeadGroups())
+        for groups in (None, ChannelGroups())
     ]
     assert errors[1] < 0.6 * errors[0]
 
@@ -147,7 +147,7 @@ def test_outlier_channels_cost_less_where_they_have_scales_of_their_own(tiny_mam
 def test_what_calibration_tells_of_a_group_is_better_too(tiny_mamba2):
     one, grouped = (
         quantize(with_outliers(tiny_mamba2()), observer="all=minmax", group_heads=groups).quamba_calibration.taps
-        for groups in (None, HeadGroups())
+        for groups in (None, ChannelGroups())
     )
     assert grouped["layers.0.x"].sqnr_db > one["layers.0.x"].sqnr_db + 6
     assert grouped["layers.0.x"].max == pytest.approx(one["layers.0.x"].max)  # its channels in another order
@@ -182,7 +182,7 @@ def test_an_earlier_result_gives_the_same_model(tiny_mamba2, tokens, tmp_path, n
 
 def test_a_result_of_other_groups_is_refused(tiny_mamba2):
     result = quantize(tiny_mamba2()).quamba_calibration
-    for groups in (None, HeadGroups(), HeadGroups(3, 2)):
+    for groups in (None, ChannelGroups(), ChannelGroups(3, 2)):
         with pytest.raises(QuambaError, match="or to other transforms of it"):
             quantize(tiny_mamba2(), result, group_heads=groups)
     with pytest.raises(QuambaError, match=r"no scale for layers\.0\.state, .* or integer states"):
@@ -212,7 +212,7 @@ def test_an_interrupted_run_goes_on_with_the_same_order_of_channels_only(tiny_ma
     options["weights"] = WeightMethod("gptq", layer_batch_size=1)
     whole = quantize(tiny_mamba2(), **options)
     assert torch.equal(logits(quantize(tiny_mamba2(), resume=True, **options), tokens), logits(whole, tokens))
-    for other in ({"group_heads": HeadGroups()}, {"group_heads": None}, {"calibration": WINDOWS[1:]}):
+    for other in ({"group_heads": ChannelGroups()}, {"group_heads": None}, {"calibration": WINDOWS[1:]}):
         with pytest.raises(QuambaError, match="had another model: give the same options"):
             quantize(tiny_mamba2(), resume=True, **options | other)
 
@@ -223,11 +223,11 @@ def test_an_interrupted_run_goes_on_with_the_same_order_of_channels_only(tiny_ma
 @pytest.mark.parametrize("numbers", [(0, 4), (4, -1), (2.0, 4), (True, 4), ("4", 4)], ids=str)
 def test_numbers_that_there_are_not_are_refused(numbers):
     with pytest.raises(QuambaError, match="is a whole number from 1 up"):
-        HeadGroups(*numbers)
+        ChannelGroups(*numbers)
 
 
 def test_more_groups_than_there_are_channels_are_as_many_as_channels(tiny_mamba2, tokens):
-    model = quantize(tiny_mamba2(), observer="x=minmax", group_heads=HeadGroups(99, 99))
+    model = quantize(tiny_mamba2(), observer="x=minmax", group_heads=ChannelGroups(99, 99))
     x = tapped(tiny_mamba2(), "x").abs().amax(dim=(0, 1))
     order = model.quamba_calibration.channel_orders()[0]
     torch.testing.assert_close(model.backbone.layers[0].mixer.x_scale, numerics.symmetric_scale(x)[order.permutation()])
@@ -235,13 +235,13 @@ def test_more_groups_than_there_are_channels_are_as_many_as_channels(tiny_mamba2
 
 def test_more_groups_than_there_are_heads_or_channels_are_refused_where_they_are_asked_for(tiny_mamba2):
     model = tiny_mamba2()  # 4 heads in 2 SSD groups, of 16 channels each
-    HeadGroups(2, 16).check(model, ["head_groups", "channel_groups"])
-    HeadGroups(99, 99).check(model)
-    HeadGroups(99, 16).check(model, ["channel_groups"])
+    ChannelGroups(2, 16).check(model, ["head_groups", "channel_groups"])
+    ChannelGroups(99, 99).check(model)
+    ChannelGroups(99, 16).check(model, ["channel_groups"])
     with pytest.raises(QuambaError, match="head_groups 3 is too many: there are 2 heads in an SSD group, so give 2"):
-        HeadGroups(3, 16).check(model, ["head_groups"])
+        ChannelGroups(3, 16).check(model, ["head_groups"])
     with pytest.raises(QuambaError, match="channel_groups 17 is too many: there are 16 channels in a head, so give 16"):
-        HeadGroups(2, 17).check(model, ["head_groups", "channel_groups"])
+        ChannelGroups(2, 17).check(model, ["head_groups", "channel_groups"])
 
 
 def test_other_models_and_float_activations_have_no_groups(tiny_mamba, tiny_mamba2):

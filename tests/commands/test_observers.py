@@ -15,9 +15,9 @@ from quamba.calibration.recording import ActivationRecorder, open_activations
 from quamba.calibration.run import CalibrationText
 from quamba.commands import observers
 from quamba.evaluation.compare import Interval
-from quamba.study.observers.comparison import NORMAL_RATIO, compare_strategies
+from quamba.study.observers.comparison import NORMAL_RATIO, compare_observers
 from quamba.study.observers.end_to_end import Evaluation
-from quamba.study.observers.strategies import parse_strategies
+from quamba.study.observers.specs import parse_specs
 from quamba.study.observers.verdict import EndToEnd, Rule
 from quamba.text.data import EMBEDDED_MODELS
 
@@ -126,15 +126,15 @@ def test_the_seed_and_the_spread_decide_the_synthetic_values(capsys):
     assert scales("--spread", "0.1")[2] == pytest.approx(scales("--spread", "0.2")[2] / 2, rel=1e-2)  # a quantile
 
 
-def test_strategies_bits_and_baseline_are_those_asked_for(capsys):
-    strategies = ["--strategy", "outlier_aware:normal_ratio=0.999", "--strategy", "percentile"]
-    data = as_json(capsys, "--synthetic", *strategies, "--baseline", "mse", "--bits", "4")
-    assert data["strategies"] == ["mse", "outlier_aware:normal_ratio=0.999", "percentile"]
+def test_observers_bits_and_baseline_are_those_asked_for(capsys):
+    observers = ["--observer", "outlier_aware:normal_ratio=0.999", "--observer", "percentile"]
+    data = as_json(capsys, "--synthetic", *observers, "--baseline", "mse", "--bits", "4")
+    assert data["observers"] == ["mse", "outlier_aware:normal_ratio=0.999", "percentile"]
     assert data["n_bits"] == 4
     results = data["taps"][0]["results"]
     assert results[0]["relative_mse"] == 1
     assert all(result["outlier_levels"] <= 16 for result in results)
-    assert [found["strategy"] for found in data["verdicts"]] == data["strategies"][1:]
+    assert [found["observer"] for found in data["verdicts"]] == data["observers"][1:]
 
 
 # --- what main.py --save_activations wrote ---
@@ -143,8 +143,8 @@ def test_strategies_bits_and_baseline_are_those_asked_for(capsys):
 def test_saved_activations_give_what_the_api_gives(capsys, acts):
     data = as_json(capsys, "--activations", acts)
     saved = open_activations(acts)
-    compared = compare_strategies(
-        saved, parse_strategies(NAMES, "minmax", 8), source="mamba-small", real=True, progress=False
+    compared = compare_observers(
+        saved, parse_specs(NAMES, "minmax", 8), source="mamba-small", real=True, progress=False
     )
     assert {key: data[key] for key in compared.to_dict()} == json.loads(json.dumps(compared.to_dict()))
     assert (data["source"], data["real"]) == ("mamba-small", True)
@@ -169,7 +169,7 @@ def test_the_normal_ratio_says_what_an_outlier_is(capsys, acts):
 
 
 def test_many_taps_are_told_one_by_one_only_where_details_are_asked_for(capsys, acts):
-    options = ["--activations", acts, "--strategy", "mse"]
+    options = ["--activations", acts, "--observer", "mse"]
     short, long = output(capsys, *options), output(capsys, *options, "--details")
     few = output(capsys, *options, "--taps", "x")
     for out in (short, long):
@@ -183,11 +183,11 @@ def test_many_taps_are_told_one_by_one_only_where_details_are_asked_for(capsys, 
     assert "layers.3.out" in long and "layers.3.out" not in few
 
 
-def test_a_plug_in_brings_a_strategy(capsys, acts):
+def test_a_plug_in_brings_an_observer(capsys, acts):
     options = ["--activations", acts, "--plugin", str(EXAMPLE)]
-    assert as_json(capsys, *options)["strategies"] == [*NAMES, "mine"]
-    data = as_json(capsys, *options, "--strategy", "mine:clip_ratio=0.5", "--strategy", "mine")
-    assert data["strategies"] == ["minmax", "mine:clip_ratio=0.5", "mine"]
+    assert as_json(capsys, *options)["observers"] == [*NAMES, "mine"]
+    data = as_json(capsys, *options, "--observer", "mine:clip_ratio=0.5", "--observer", "mine")
+    assert data["observers"] == ["minmax", "mine:clip_ratio=0.5", "mine"]
     half, whole = (data["taps"][0]["results"][index]["scale"] for index in (1, 2))
     assert half == pytest.approx(whole / 2)
 
@@ -200,10 +200,10 @@ def test_a_plug_in_that_fails_is_told_with_its_tap(capsys, acts):
         "    _update = _merge = lambda self, x: None\n"
         "    _parameters = lambda self: 1 / 0\n"
     )
-    assert main(["observers", "--activations", acts, "--plugin", "broken.py", "--strategy", "broken"]) == 2
+    assert main(["observers", "--activations", acts, "--plugin", "broken.py", "--observer", "broken"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    told = "error: tap layers.0.x: strategy 'broken' failed: ZeroDivisionError: division by zero\n"
+    told = "error: tap layers.0.x: observer 'broken' failed: ZeroDivisionError: division by zero\n"
     assert err.endswith(told)
     assert "Traceback" not in err
 
@@ -249,7 +249,7 @@ def test_infinite_figures_are_null_in_json(capsys):
     """Where the baseline loses nothing, who loses something is infinitely worse."""
     with ActivationRecorder("exact", "tiny") as recorder:
         recorder.update("layers.0.x", torch.tensor([[127.0, -64.0, 1.0, 0.0]]))
-    data = as_json(capsys, "--activations", "exact", "--strategy", "mse:clip_ratio=0.5")
+    data = as_json(capsys, "--activations", "exact", "--observer", "mse:clip_ratio=0.5")
     assert [result["relative_mse"] for result in data["taps"][0]["results"]] == [1, None]
     assert data["verdicts"][0]["adopt"] is False
 
@@ -261,11 +261,11 @@ def test_a_figure_shows_the_tap_that_is_named(capsys, acts, monkeypatch):
         def savefig(self, path, **_):
             Path(path).write_bytes(b"figure")
 
-    def strategy_figure(comparison, activations):
+    def observer_figure(comparison, activations):
         shown.append((len(comparison.taps), activations.name))
         return Figure()
 
-    monkeypatch.setattr("quamba.study.observers.figures.strategy_figure", strategy_figure)
+    monkeypatch.setattr("quamba.study.observers.figures.observer_figure", observer_figure)
     options = ["--activations", acts, "--plot", "new/figure.png"]
     assert output(capsys, *options).endswith("figure  new/figure.png\n")
     assert Path("new/figure.png").read_bytes() == b"figure"
@@ -283,7 +283,7 @@ def test_a_model_is_captured_and_compared(capsys):
     assert (data["source"], data["real"]) == ("mamba-tiny", True)
     assert [(tap["tap"], tap["layer"]) for tap in data["taps"]] == [("x", 0), ("out", 0), ("x", 3), ("out", 3)]
     for tap in data["taps"]:
-        results = {result["strategy"]: result for result in tap["results"]}
+        results = {result["observer"]: result for result in tap["results"]}
         assert all(result["sqnr_db"] > 3 for result in results.values())
         assert "mse" in tap["winners"]
         # one batch is all that calibration saw
@@ -292,7 +292,7 @@ def test_a_model_is_captured_and_compared(capsys):
 
 
 def test_what_a_model_gave_may_be_kept_and_compared_again(capsys):
-    options = ["--taps", "x", "--strategy", "mse"]
+    options = ["--taps", "x", "--observer", "mse"]
     captured = as_json(capsys, *MAMBA_TINY, *options, "--save_activations", "kept")
     assert Path("kept/layer_000.safetensors").is_file()
     assert as_json(capsys, "--activations", "kept", *options) == captured
@@ -331,8 +331,8 @@ def test_a_rotated_model_has_other_activations(capsys, tiny):
 
 
 def test_end_to_end_measures_the_models_and_decides(capsys, tiny):
-    """The real thing on a tiny model: strategies at tap x, two windows of text, no tasks."""
-    options = [*tiny, "--taps", "x", "--strategy", "mse", "--min_mse_drop", "-9", "--max_ppl_ratio", "9"]
+    """The real thing on a tiny model: observers at tap x, two windows of text, no tasks."""
+    options = [*tiny, "--taps", "x", "--observer", "mse", "--min_mse_drop", "-9", "--max_ppl_ratio", "9"]
     data = as_json(capsys, *options, "--end_to_end", "--ppl_dataset", "text.txt", "--ppl_windows", "2")
     ratio = data["end_to_end"]["mse"]["ppl_ratio"]
     assert 0.9 < ratio[1] <= ratio[0] <= ratio[2] < 1.1
@@ -347,18 +347,18 @@ def measured(monkeypatch) -> list:
     """Stands for the measurements: what they were asked for is in the list."""
     calls = []
 
-    def measure(checkpoint, strategies, *arguments):
-        calls.append((checkpoint.name, [strategy.label for strategy in strategies], *arguments))
+    def measure(checkpoint, specs, *arguments):
+        calls.append((checkpoint.name, [spec.label for spec in specs], *arguments))
         better = EndToEnd(Interval(0.99, 0.98, 1.0), Interval(2.0, 1.0, 3.0))
-        return {strategy.label: better for strategy in strategies[1:]}
+        return {spec.label: better for spec in specs[1:]}
 
-    monkeypatch.setattr(observers, "measure_strategies", measure)
+    monkeypatch.setattr(observers, "measure_observers", measure)
     monkeypatch.setattr(Evaluation, "check", lambda self: None)
     return calls
 
 
 def test_end_to_end_runs_what_main_would(capsys, captured, measured):
-    options = [*MAMBA_TINY, "--taps", "x", "--strategy", "mse", "--end_to_end"]
+    options = [*MAMBA_TINY, "--taps", "x", "--observer", "mse", "--end_to_end"]
     output(capsys, *options)
     output(capsys, *options, "--task_list", "a,b", "--ppl_windows", "3", "--batch_size", "2", "--rotate_residual")
     output(capsys, *options, "--ppl_dataset", "mine.txt")
@@ -375,7 +375,7 @@ def test_end_to_end_runs_what_main_would(capsys, captured, measured):
 
 
 def test_the_figures_of_the_rule_are_options(capsys, captured, measured):
-    options = [*MAMBA_TINY, "--min_mse_drop", "-9", "--taps", "x", "--strategy", "mse", "--end_to_end"]
+    options = [*MAMBA_TINY, "--min_mse_drop", "-9", "--taps", "x", "--observer", "mse", "--end_to_end"]
     assert "- mse: adopt, and make it the default: " in output(capsys, *options)
     assert "- mse: adopt as an option, not as the default: " in output(capsys, *options, "--min_accuracy_gain", "2")
     assert "- mse: do not adopt: " in output(capsys, *options, "--max_ppl_ratio", "0.98")

@@ -30,17 +30,17 @@ def no_work(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the work began")
 
-    for name in ("load_checkpoint", "compare_strategies", "measure_strategies"):
+    for name in ("load_checkpoint", "compare_observers", "measure_observers"):
         monkeypatch.setattr(observers, name, refuse)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--synthetic", "--strategy", "best"], "unknown strategy 'best': choose one of minmax, "),
-        (["--synthetic", "--strategy", "mse:0.9"], "strategy 'mse:0.9': write NAME or NAME:ARGUMENT=VALUE"),
-        (["--synthetic", "--strategy", "minmax"], "nothing to compare: 'minmax' is the baseline"),
-        (["--synthetic", "--baseline", "best"], "unknown strategy 'best'"),
+        (["--synthetic", "--observer", "best"], "unknown observer 'best': choose one of minmax, "),
+        (["--synthetic", "--observer", "mse:0.9"], "observer 'mse:0.9': write NAME or NAME:ARGUMENT=VALUE"),
+        (["--synthetic", "--observer", "minmax"], "nothing to compare: 'minmax' is the baseline"),
+        (["--synthetic", "--baseline", "best"], "unknown observer 'best'"),
         (["--synthetic", "--bits", "1"], "n_bits must be an integer from 2 to 16, got 1"),
         (["--synthetic", "--bits", "12"], "taps are quantized to 2 to 8 bits, not 12"),
         (["--synthetic", "--plugin", "best.py"], "best.py' is not a Python file"),
@@ -74,8 +74,8 @@ def no_work(monkeypatch):
         ([*MAMBA_TINY, "--end_to_end", "--taps", "head_in"], "tap head_in is not quantized end to end"),
         ([*MAMBA_TINY, "--end_to_end", "--ppl_dataset", "best"], "unknown text 'best'"),
         (
-            [*MAMBA_TINY, "--end_to_end", "--taps", "x", "--strategy", "minmax:clip_ratio=0.9"],
-            "strategy 'minmax:clip_ratio=0.9' would be every tap's",
+            [*MAMBA_TINY, "--end_to_end", "--taps", "x", "--observer", "minmax:clip_ratio=0.9"],
+            "observer 'minmax:clip_ratio=0.9' would be every tap's",
         ),
         (["--synthetic", "--plot_tap", "synthetic"], "--plot_tap does nothing without --plot"),
         (["--synthetic", "--plot", "figure.gif"], "a figure cannot be saved as figure.gif"),

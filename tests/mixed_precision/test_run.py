@@ -8,10 +8,10 @@ import torch
 import quamba
 from quamba import QuambaError
 from quamba.architectures.convert import install_float_mixers
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.calibration.defaults import parse_observers
 from quamba.mixed_precision.budget import Budget
-from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
 from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
 from quamba.nn.mamba1 import TAPS as MAMBA1_TAPS
@@ -28,7 +28,7 @@ def search(model, budget: str = "7bits", schemes=("w4a8", "w8a8"), **options):
     taps = MAMBA1_TAPS if model.config.model_type == "mamba" else MAMBA2_TAPS
     observers = parse_observers(None, head=False, dynamic=options.get("dynamic", False), taps=taps)
     return search_schemes(
-        model, WINDOWS, HybridSearch(Budget.parse(budget), schemes, **options), observers, progress=False
+        model, WINDOWS, MixedPrecisionSearch(Budget.parse(budget), schemes, **options), observers, progress=False
     )
 
 
@@ -76,16 +76,16 @@ def test_the_rest_of_the_recipe_takes_part(tiny_ssm, options):
 
 
 def test_groups_of_heads_take_part(tiny_mamba, tiny_mamba2):
-    plain, found = search(tiny_mamba2(**DEEP)), search(tiny_mamba2(**DEEP), group_heads=HeadGroups(2, 2))
+    plain, found = search(tiny_mamba2(**DEEP)), search(tiny_mamba2(**DEEP), group_heads=ChannelGroups(2, 2))
     assert found.losses["w8a8"] != plain.losses["w8a8"]
     with pytest.raises(QuambaError, match="group_heads is for Mamba2"):
-        search(tiny_mamba(), group_heads=HeadGroups())
+        search(tiny_mamba(), group_heads=ChannelGroups())
 
 
 def test_float_activations_need_no_observers(tiny_ssm):
     model = tiny_ssm(**DEEP)
     found = search_schemes(
-        model, WINDOWS, HybridSearch(Budget.parse("6"), ("w4a16", "w8a16")), observers={}, progress=False
+        model, WINDOWS, MixedPrecisionSearch(Budget.parse("6"), ("w4a16", "w8a16")), observers={}, progress=False
     )
     assert set(found.assignment.schemes) == {"w4a16", "w8a16"}
 

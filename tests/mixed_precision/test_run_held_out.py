@@ -18,7 +18,7 @@ from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.calibration.run import default_text
 from quamba.evaluation import perplexity
 from quamba.mixed_precision.budget import Budget
-from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
 from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
 from quamba.scheme.recipe import get_scheme
@@ -49,7 +49,7 @@ def found(text, uniform_size):
     """What a search finds whose budget is the size of the uniform scheme."""
     model, tokenizer = quamba.load(MODEL)
     size, weight_count = uniform_size
-    search = HybridSearch(Budget.parse(f"{8 * size / weight_count}bits"))
+    search = MixedPrecisionSearch(Budget.parse(f"{8 * size / weight_count}bits"))
     return search_schemes(model, text.windows(tokenizer), search, DEFAULT_OBSERVERS, progress=False)
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import quamba
 from quamba import QuambaError
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.generation.decoder import Decoder
 from quamba.models.layer_stack import decoder_layers
 from quamba.models.mamba_slots import mamba_slots
@@ -141,8 +141,8 @@ def test_every_method_of_the_weight_path(tmp_path, tiny_tokenizer, tokens, tiny_
     "options",
     [
         {"state_bits": 8},
-        {"group_heads": HeadGroups(2, 2)},
-        {"state_bits": 8, "group_heads": HeadGroups(2, 4), "weights": WeightMethod("awq"), "weight_text": WINDOWS},
+        {"group_heads": ChannelGroups(2, 2)},
+        {"state_bits": 8, "group_heads": ChannelGroups(2, 4), "weights": WeightMethod("awq"), "weight_text": WINDOWS},
         {"layer_schemes": ["w8a8", "w4a16", "w4a8"]},
     ],
     ids=["int8 states", "groups of heads", "both and vectors", "schemes of layers"],
@@ -187,8 +187,10 @@ def test_dequantized_it_is_transformers_own(tmp_path, tiny_tokenizer, tiny_hybri
 
 
 def test_an_earlier_calibration_is_reused(tiny_hybrid, tokens):
-    first = quantize_variant(tiny_hybrid(), "w8a8", group_heads=HeadGroups(2, 2))
-    again = quantize_variant(tiny_hybrid(), "w8a8", group_heads=HeadGroups(2, 2), calibration=first.quamba_calibration)
+    first = quantize_variant(tiny_hybrid(), "w8a8", group_heads=ChannelGroups(2, 2))
+    again = quantize_variant(
+        tiny_hybrid(), "w8a8", group_heads=ChannelGroups(2, 2), calibration=first.quamba_calibration
+    )
     assert torch.equal(logits(again, tokens), logits(first, tokens))
 
 

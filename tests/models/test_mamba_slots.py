@@ -18,7 +18,7 @@ from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_mod
 from quamba.architectures.linear_sites import find_sites
 from quamba.calibration.recording import open_activations
 from quamba.mixed_precision.budget import Budget
-from quamba.mixed_precision.run import HybridSearch, search_schemes
+from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
 from quamba.models.mamba_slots import HYBRIDS as TABLE
 from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
@@ -210,5 +210,5 @@ def test_the_search_of_schemes_is_for_mamba_alone(tiny_hybrid):
     model = tiny_hybrid()
     before = state(model)
     with pytest.raises(QuambaError, match=f"not of '{model.config.model_type}'"):
-        search_schemes(model, WINDOWS, HybridSearch(Budget.parse("6")), {}, progress=False)
+        search_schemes(model, WINDOWS, MixedPrecisionSearch(Budget.parse("6")), {}, progress=False)
     assert same_state(before, model)

@@ -24,10 +24,10 @@ def test_misfitting_arguments_are_refused_by_name(tiny_mamba, tokens):
     step, (conv, ssm) = step_of(model), states(prefilled(model, tokens))
     hidden = torch.randn(2, 32)
 
-    def run(hidden=hidden, slots=step.slots, conv=conv, ssm=ssm):
-        ops.mamba1_step(hidden, slots, conv, ssm, step.base, *step.sizes, step.dynamic, None, [], None)
+    def run(hidden=hidden, tensors=step.tensors, conv=conv, ssm=ssm):
+        ops.mamba1_step(hidden, tensors, conv, ssm, step.base, *step.sizes, step.dynamic, None, [], None)
 
-    with pytest.raises(ValueError, match="slots for each of the 1 conv_states"):
+    with pytest.raises(ValueError, match="tensors for each of the 1 conv_states"):
         run(conv=conv[:1])
     with pytest.raises(ValueError, match="in_proj must have shape"):
         run(hidden=torch.randn(2, 24))
@@ -36,6 +36,6 @@ def test_misfitting_arguments_are_refused_by_name(tiny_mamba, tokens):
     with pytest.raises(ValueError, match="conv_state must be"):
         run(conv=[state.float() for state in conv])
     with pytest.raises(ValueError, match="every layer needs its scales"):
-        taps = len(step.slots) - 3
-        run(slots=[*step.slots[:taps], None, *step.slots[taps + 1 :]])
+        taps = len(step.tensors) - 3
+        run(tensors=[*step.tensors[:taps], None, *step.tensors[taps + 1 :]])
     run()

@@ -2,7 +2,7 @@
 
 import torch
 
-from quamba.ops.schemas import MAMBA2_STEP_SLOTS, STEP_SLOTS
+from quamba.ops.schemas import MAMBA1_STEP_TENSORS, MAMBA2_STEP_TENSORS
 
 from .weights import random_int8_weight, random_uint4_weight
 
@@ -48,26 +48,26 @@ def _step_arguments(base: torch.Tensor) -> tuple:
     """Two layers with int8 weights, float activations, and norms of dt, B and C."""
     B, H, D, N, K, R = 2, 20, 8, 3, 4, 5
     sizes = {"in_proj": (2 * D, H), "x_proj": (R + 2 * N, D), "dt_proj": (D, R), "out_proj": (H, D)}
-    slots = dict.fromkeys(STEP_SLOTS)
+    tensors = dict.fromkeys(MAMBA1_STEP_TENSORS)
     for name, size in sizes.items():
-        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
-    slots |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
+        tensors[f"{name}.weight"], tensors[f"{name}.scale"] = random_int8_weight(*size).args
+    tensors |= {"conv_weight": torch.randn(D, K), "A": -torch.rand(D, N), "D": torch.ones(D)}
     conv_states, ssm_states = ([torch.randn(B, D, n) for _ in range(2)] for n in (K, N))
     states = (conv_states, ssm_states)
-    return torch.randn(B, H), [*slots.values()] * 2, *states, base, R, 1e-5, 1e-6, [0, 0], False, None, [], None
+    return torch.randn(B, H), [*tensors.values()] * 2, *states, base, R, 1e-5, 1e-6, [0, 0], False, None, [], None
 
 
 def _mamba2_step_arguments(base: torch.Tensor) -> tuple:
     """The same of Mamba2: two groups of two heads."""
     B, H, S, P, G, N, K = 2, 20, 4, 2, 2, 3, 4
     D, X = S * P, S * P + 2 * G * N
-    slots = dict.fromkeys(MAMBA2_STEP_SLOTS)
+    tensors = dict.fromkeys(MAMBA2_STEP_TENSORS)
     for name, size in {"in_proj": (D + X, H), "dt_proj": (S, H), "out_proj": (H, D)}.items():
-        slots[f"{name}.weight"], slots[f"{name}.scale"] = random_int8_weight(*size).args
-    slots |= {"conv_weight": torch.randn(X, K), "A": -torch.rand(S), "D": torch.ones(S), "dt_bias": torch.randn(S)}
+        tensors[f"{name}.weight"], tensors[f"{name}.scale"] = random_int8_weight(*size).args
+    tensors |= {"conv_weight": torch.randn(X, K), "A": -torch.rand(S), "D": torch.ones(S), "dt_bias": torch.randn(S)}
     states = ([torch.randn(B, *size) for _ in range(2)] for size in ((X, K), (S, P, N)))
     sizes = (G, 1e-5, 0.0, float("inf"), [0, 0])
-    return torch.randn(B, H), [*slots.values()] * 2, *states, base, *sizes, False, None, [], None
+    return torch.randn(B, H), [*tensors.values()] * 2, *states, base, *sizes, False, None, [], None
 
 
 def valid_arguments() -> dict[str, tuple]:
@@ -101,20 +101,20 @@ def valid_arguments() -> dict[str, tuple]:
 
 
 def _int8_step(names: tuple[str, ...], sizes: dict[str, tuple], taps: int) -> list:
-    """The slots of a layer of that step with int8 activations: uint4 weights, scales of everything.
+    """The tensors of a layer of that step with int8 activations: uint4 weights, scales of everything.
 
-    sizes: name of a slot -> its shape; of a linear layer (out, in).
+    sizes: name of a tensor -> its shape; of a linear layer (out, in).
     """
-    slots = dict.fromkeys(names)
+    tensors = dict.fromkeys(names)
     for name, size in sizes.items():
-        if f"{name}.weight" in slots:
+        if f"{name}.weight" in tensors:
             parts = random_uint4_weight(*size, 32).args
-            slots |= dict(zip((f"{name}.{part}" for part in ("weight", "scale", "zero")), parts, strict=True))
+            tensors |= dict(zip((f"{name}.{part}" for part in ("weight", "scale", "zero")), parts, strict=True))
         else:
-            slots[name] = torch.rand(size) + 0.01
-    slots |= {"conv_weight": q(*sizes["conv_weight"]), "tap_scales": torch.rand(taps) + 0.01}
-    slots["A"] = -slots["A"]
-    return [*slots.values()]
+            tensors[name] = torch.rand(size) + 0.01
+    tensors |= {"conv_weight": q(*sizes["conv_weight"]), "tap_scales": torch.rand(taps) + 0.01}
+    tensors["A"] = -tensors["A"]
+    return [*tensors.values()]
 
 
 def _head(B: int, H: int, V: int) -> tuple:
@@ -129,7 +129,7 @@ def _int8_step_arguments(base: torch.Tensor) -> tuple:
     sizes |= {"conv_weight": (D, K), "conv_scale": (D,), "conv_bias": (D,), "A": (D, N), "D": (D,)}
     sizes |= {"in_proj_out_scale": (2 * D,), "x_proj_out_scale": (R + 2 * N,)}
     states = ([q(B, D, K)], [torch.randn(B, D, N)])
-    layer = _int8_step(STEP_SLOTS, sizes, 8)
+    layer = _int8_step(MAMBA1_STEP_TENSORS, sizes, 8)
     return torch.randn(B, H), layer, *states, base, R, 1e-5, None, [32, 32], True, *_head(B, H, 24)
 
 
@@ -141,7 +141,7 @@ def _int8_mamba2_step_arguments(base: torch.Tensor) -> tuple:
     sizes |= {"conv_bias": (X,), "A": (S,), "D": (S,), "dt_bias": (S,), "in_proj_out_scale": (D + X,)}
     sizes |= {"conv_out_scale": (X,), "state_scale": (S, P)}
     states = ([q(B, X, K)], [q(B, S, P, N)])
-    layer = _int8_step(MAMBA2_STEP_SLOTS, sizes, 3 + 2 * G)
+    layer = _int8_step(MAMBA2_STEP_TENSORS, sizes, 3 + 2 * G)
     limits = (0.0, float("inf"))
     return torch.randn(B, H), layer, *states, base, G, 1e-5, *limits, [32, 32], False, *_head(B, H, 24)
 

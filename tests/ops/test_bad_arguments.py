@@ -78,11 +78,11 @@ def test_random_bad_calls_raise_or_return():
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("wrong", ["states", "slots", "group_sizes", "head"])
+@pytest.mark.parametrize("wrong", ["states", "tensors", "group_sizes", "head"])
 def test_steps_composed_of_other_ops_refuse_lists_of_other_lengths(name, wrong):
     """As the kernels do: a layer too many or too few must not be left out in silence."""
     valid = list(argument_variants()[name][1])
-    at = {"slots": 1, "states": 3, "group_sizes": -5, "head": -2}[wrong]
+    at = {"tensors": 1, "states": 3, "group_sizes": -5, "head": -2}[wrong]
     valid[at] = valid[at][:-1]
     for op in (getattr(reference, name), getattr(ops, name)):
         with pytest.raises(ValueError):

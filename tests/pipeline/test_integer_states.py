@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 import quamba
 from quamba import QuambaError
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.calibration.recording import open_activations
 from quamba.checkpoint import recipe_of
 from quamba.generation.decoder import Decoder
@@ -14,7 +14,7 @@ from quamba.weights.method import WeightMethod
 
 RTN = WeightMethod("rtn")
 WINDOWS = torch.randint(0, 60, (6, 80), generator=torch.Generator().manual_seed(5))  # longer than a watched piece
-GROUPED = {"group_heads": HeadGroups(2, 3)}
+GROUPED = {"group_heads": ChannelGroups(2, 3)}
 
 
 def quantize(model, calibration=WINDOWS, **options):

@@ -7,7 +7,7 @@ from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.search import choose_schemes, frontier
 from quamba.scheme.recipe import SCHEMES
 from quamba.study.mixed_precision_figure import frontier_figure
-from quamba.study.mixed_precision_report import hybrid_report
+from quamba.study.mixed_precision_report import frontier_report
 from quamba.study.saving import save_figure
 from tests.study.mixed_precision_tables import LOSSES, SIZES, WEIGHTS
 
@@ -26,14 +26,14 @@ def legend(figure) -> list[str]:
 
 
 def test_without_perplexities_the_predicted_loss_alone_is_drawn():
-    (axes,) = frontier_figure(hybrid_report(LOSSES, SIZES, WEIGHTS)).axes
+    (axes,) = frontier_figure(frontier_report(LOSSES, SIZES, WEIGHTS)).axes
     points = frontier(LOSSES, SIZES)
     assert data(axes, "frontier") == [(point.mean_bits(WEIGHTS), point.loss) for point in points]
     assert axes.get_xlabel() == "mean bits a weight" and axes.get_ylabel().startswith("predicted loss (nats")
 
 
 def test_perplexities_have_a_panel_with_the_points_that_were_measured_and_the_float_model():
-    figure = frontier_figure(hybrid_report(LOSSES, SIZES, WEIGHTS, (), PERPLEXITIES, float_perplexity=12.0))
+    figure = frontier_figure(frontier_report(LOSSES, SIZES, WEIGHTS, (), PERPLEXITIES, float_perplexity=12.0))
     _, axes = figure.axes
     assert axes.get_ylabel() == "perplexity"
     assert [y for _, y in data(axes, "frontier")] == [12.5, 13.0, 20.0]
@@ -43,7 +43,7 @@ def test_perplexities_have_a_panel_with_the_points_that_were_measured_and_the_fl
 def test_uniform_schemes_are_marked_each_in_its_own_way_and_alike_in_both_panels():
     losses = {name: [0.1 * index] * 3 for index, name in enumerate(SCHEMES)}
     sizes = {name: [100 - index] * 3 for index, name in enumerate(SCHEMES)}
-    figure = frontier_figure(hybrid_report(losses, sizes, 300, (), {(name,) * 3: 9.0 for name in SCHEMES}))
+    figure = frontier_figure(frontier_report(losses, sizes, 300, (), {(name,) * 3: 9.0 for name in SCHEMES}))
     looks = []
     for axes in figure.axes:
         lines = {line.get_label(): line for line in axes.lines if line.get_label().startswith("uniform")}
@@ -55,7 +55,7 @@ def test_uniform_schemes_are_marked_each_in_its_own_way_and_alike_in_both_panels
 
 def test_a_chosen_assignment_is_a_star():
     chosen = choose_schemes(LOSSES, SIZES, Budget.parse("6"), WEIGHTS)
-    figure = frontier_figure(hybrid_report(LOSSES, SIZES, WEIGHTS, [chosen], PERPLEXITIES))
+    figure = frontier_figure(frontier_report(LOSSES, SIZES, WEIGHTS, [chosen], PERPLEXITIES))
     left, right = figure.axes
     assert data(left, "chosen") == [(chosen.mean_bits(WEIGHTS), chosen.loss)]
     assert "chosen" not in [line.get_label() for line in right.lines]  # it has no perplexity
@@ -63,7 +63,7 @@ def test_a_chosen_assignment_is_a_star():
 
 
 def test_the_image_is_1200_pixels_wide(tmp_path):
-    report = hybrid_report(LOSSES, SIZES, WEIGHTS, (), PERPLEXITIES, float_perplexity=12.0)
+    report = frontier_report(LOSSES, SIZES, WEIGHTS, (), PERPLEXITIES, float_perplexity=12.0)
     save_figure(frontier_figure(report), tmp_path / "frontier.png")
     with Image.open(tmp_path / "frontier.png") as image:
         assert image.width == 1200

@@ -4,20 +4,20 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...calibration.channel_groups import HeadGroups
+from ...calibration.channel_groups import ChannelGroups
 from ...errors import QuambaError
 from ...evaluation.log import SCHEMES_STEM
 from ...mixed_precision.budget import Budget
 from ...mixed_precision.layer_file import read_layer_schemes
-from ...mixed_precision.run import HybridSearch
+from ...mixed_precision.run import MixedPrecisionSearch
 from ...scheme.recipe import FLOAT, WEIGHTS, get_scheme
 
-HYBRID_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
-HYBRID_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own
+MIXED_PRECISION_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
+MIXED_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own
 SEARCHED_BITS = (4, 8)  # of the weights, where the user names no schemes
 
 
-def is_hybrid(args: argparse.Namespace) -> bool:
+def is_mixed_precision(args: argparse.Namespace) -> bool:
     """Whether layers have schemes of their own. Raises QuambaError for options that do nothing, or lack another."""
     file, search = args.hybrid_blocks_config, args.hybrid_search
     if file is not None and not file.strip():
@@ -45,14 +45,14 @@ def _check_bits(args: argparse.Namespace) -> None:
         )
 
 
-def hybrid_search(args: argparse.Namespace, group_heads: HeadGroups | None = None) -> HybridSearch | None:
+def requested_search(args: argparse.Namespace, group_heads: ChannelGroups | None = None) -> MixedPrecisionSearch | None:
     """The search that the options ask for, None for none. Raises QuambaError for a budget or schemes that are none."""
-    if not is_hybrid(args) or args.hybrid_search is None:
+    if not is_mixed_precision(args) or args.hybrid_search is None:
         return None
     schemes = tuple(f"w{bits}a{args.a_bits}" for bits in SEARCHED_BITS)
     if args.hybrid_schemes is not None:
         schemes = tuple(name.strip().lower() for name in args.hybrid_schemes.split(",") if name.strip())
-    search = HybridSearch(
+    search = MixedPrecisionSearch(
         Budget.parse(args.hybrid_search),
         schemes,
         group_size=args.group_size,
@@ -70,7 +70,7 @@ def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str
 
     Raises QuambaError for a file that does not fit.
     """
-    if not is_hybrid(args):
+    if not is_mixed_precision(args):
         return ()
     _check_bits(args)
     if config is None:
@@ -78,7 +78,7 @@ def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str
     layers = config.get("num_hidden_layers") or config.get("n_layer")  # n_layer: of the original format
     if type(layers) is not int or layers < 1:
         raise QuambaError("config.json does not say how many layers the model has: --hybrid_blocks needs that")
-    if search := hybrid_search(args):
+    if search := requested_search(args):
         return (search.schemes * layers)[:layers]
     schemes = read_layer_schemes(args.hybrid_blocks_config, layers)
     _check_activations(args, schemes, args.hybrid_blocks_config)
@@ -115,9 +115,9 @@ def lowest_bits(args: argparse.Namespace, config: Mapping | None) -> int | None:
 
     Those of a search are the fewest that it chooses from; those of a file are unknown, None, without a config.
     """
-    if not is_hybrid(args):
+    if not is_mixed_precision(args):
         return args.w_bits
-    if search := hybrid_search(args):
+    if search := requested_search(args):
         return fewest_bits(search.schemes)
     return None if config is None else fewest_bits(layer_schemes(args, config))
 

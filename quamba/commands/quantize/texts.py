@@ -17,7 +17,7 @@ from ...text import sources as text_sources
 from ...text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ...text.sources import data_dir_for, find_data_files
 from ...weights.method import WeightMethod
-from .mixed_precision_options import HYBRID_SUFFIX
+from .mixed_precision_options import MIXED_SUFFIX
 
 ZERO_SHOT_TASKS = "lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande"
 GENERATION_TASKS = "nq_open,squadv2"
@@ -35,7 +35,7 @@ def model_name(checkpoint: Checkpoint) -> str:
     """The model's name in logs: that of a checkpoint, without the scheme that saving has put behind it."""
     name = checkpoint.name
     if checkpoint.quantization_method == METHOD:
-        name = name.removesuffix(HYBRID_SUFFIX)
+        name = name.removesuffix(MIXED_SUFFIX)
         for scheme in SCHEMES:
             name = name.removesuffix(f"-{scheme}")
     return name

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..schemas import STEP_SLOTS
-from .step import layer_slots, linear, multiplied, normalized, predict, rotated
+from ..schemas import MAMBA1_STEP_TENSORS
+from .step import layer_tensors, linear, multiplied, normalized, predict, rotated
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def mamba1_step(
 ) -> None:
     """See ops.schemas; `ops`: see this package."""
     sizes = StepSizes(hidden.shape[1], dt_rank, eps, ssm_norm_eps, dynamic)
-    views = layer_slots(layers, STEP_SLOTS, (conv_states, ssm_states), group_sizes, logits is not None)
+    views = layer_tensors(layers, MAMBA1_STEP_TENSORS, (conv_states, ssm_states), group_sizes, logits is not None)
     for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):  # the head's last
         hidden += _step_layer(ops, hidden, layer, *states, base, sizes, group_size)
     if logits is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..schemas import MAMBA2_STEP_SLOTS
-from .step import layer_slots, linear, normalized, predict, rotated
+from ..schemas import MAMBA2_STEP_TENSORS
+from .step import layer_tensors, linear, normalized, predict, rotated
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def mamba2_step(
 ) -> None:
     """See ops.schemas; `ops`: see this package."""
     sizes = Mamba2StepSizes(hidden.shape[1], groups, eps, (dt_min, dt_max), dynamic)
-    views = layer_slots(layers, MAMBA2_STEP_SLOTS, (conv_states, ssm_states), group_sizes, logits is not None)
+    views = layer_tensors(layers, MAMBA2_STEP_TENSORS, (conv_states, ssm_states), group_sizes, logits is not None)
     for layer, *states, group_size in zip(views, conv_states, ssm_states, group_sizes, strict=False):  # the head's last
         hidden += _step_layer(ops, hidden, layer, *states, base, sizes, group_size)
     if logits is not None:

@@ -1,10 +1,10 @@
-"""What the steps of Mamba1 and Mamba2 share: their layers' slots, linear layers, the head. B batch, I in, O out."""
+"""What the steps of Mamba1 and Mamba2 share: their layers' tensors, linear layers, the head. B batch, I in, O out."""
 
 from torch import Tensor
 
 
-def layer_slots(
-    slots: list[Tensor | None],
+def layer_tensors(
+    tensors: list[Tensor | None],
     names: tuple[str, ...],
     states: tuple[list[Tensor], list[Tensor]],
     group_sizes: list[int],
@@ -12,16 +12,16 @@ def layer_slots(
 ) -> list[dict[str, Tensor | None]]:
     """The tensors of each layer by name. Raises ValueError where a list is not as long as the others say."""
     count, layers = len(names), len(states[0])
-    if not layers or len(states[1]) != layers or len(slots) != layers * count:
+    if not layers or len(states[1]) != layers or len(tensors) != layers * count:
         raise ValueError(
-            f"layers must be {count} slots for each of the {layers} conv_states and {len(states[1])} ssm_states, "
-            f"got {len(slots)}"
+            f"layers must be {count} tensors for each of the {layers} conv_states and {len(states[1])} ssm_states, "
+            f"got {len(tensors)}"
         )
     if len(group_sizes) != layers + has_head:
         raise ValueError(
             f"group_sizes must be one of each layer and of the head: {layers + has_head}, got {len(group_sizes)}"
         )
-    return [dict(zip(names, slots[i : i + count], strict=True)) for i in range(0, len(slots), count)]
+    return [dict(zip(names, tensors[i : i + count], strict=True)) for i in range(0, len(tensors), count)]
 
 
 def multiplied(x: Tensor, multiplier: Tensor | None) -> Tensor:

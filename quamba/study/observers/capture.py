@@ -14,7 +14,7 @@ from ...models.mamba_slots import mamba_slots
 from ...models.model_checks import check_float_model, check_float_tensors
 from ...models.original import in_eval_mode, own_configs
 from ...pipeline.quantize import transform
-from .strategies import BASELINE
+from .specs import BASELINE
 
 
 def check_taps(

@@ -1,4 +1,4 @@
-"""How well each scale strategy fits the activations of each tap: errors, saturation, levels, and who wins where."""
+"""How well each observer fits the activations of each tap: errors, saturation, levels, and who wins where."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,17 +13,17 @@ from ...calibration.recording import TapActivations
 from ...errors import QuambaError
 from ...nn.taps import tap_name
 from ...observers.quantile import exact_quantiles
-from .strategies import Strategy
+from .specs import ObserverSpec
 
 NORMAL_RATIO = 0.99  # values beyond this quantile of |x| are called outliers
-TIE = 1e-3  # relative difference of MSE below which two strategies win together: what the histograms resolve
+TIE = 1e-3  # relative difference of MSE below which two observers win together: what the histograms resolve
 
 
 @dataclass(frozen=True)
-class StrategyResult:
-    """What one strategy does to one tap's values; errors in the unit of the activations."""
+class ObserverResult:
+    """What one observer does to one tap's values; errors in the unit of the activations."""
 
-    strategy: str
+    observer: str
     scale: float
     mse: float
     sqnr_db: float | None  # None where nothing was lost
@@ -37,13 +37,13 @@ class StrategyResult:
 
 @dataclass(frozen=True)
 class TapComparison:
-    """Every strategy on one tap of one layer, the baseline first. `layer` is None for the head and synthetic data."""
+    """Every observer on one tap of one layer, the baseline first. `layer` is None for the head and synthetic data."""
 
     tap: str
     layer: int | None
     values: int
     outliers: int
-    results: list[StrategyResult]
+    results: list[ObserverResult]
 
     @property
     def name(self) -> str:
@@ -51,16 +51,16 @@ class TapComparison:
         return tap_name(self.layer, self.tap)
 
     def winners(self) -> list[str]:
-        """The strategies of least MSE: several where they tie."""
+        """The observers of least MSE: several where they tie."""
         least = min(result.mse for result in self.results)
-        return [result.strategy for result in self.results if result.mse <= least * (1 + TIE)]
+        return [result.observer for result in self.results if result.mse <= least * (1 + TIE)]
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One strategy over several tap comparisons."""
+    """One observer over several tap comparisons."""
 
-    strategy: str
+    observer: str
     relative_mse: float  # geometric mean over the comparisons
     sqnr_db: float | None  # mean, None where a comparison has none
     wins: int
@@ -74,16 +74,16 @@ class Comparison:
     source: str
     real: bool
     n_bits: int
-    strategies: list[str]  # the baseline first
+    observers: list[str]  # the baseline first
     taps: list[TapComparison] = field(repr=False)
 
     def aggregate(self, tap: str | None = None) -> list[Aggregate]:
-        """Every strategy over the layers of a tap, or over everything."""
+        """Every observer over the layers of a tap, or over everything."""
         chosen = [comparison for comparison in self.taps if tap in (None, comparison.tap)]
         winners = [comparison.winners() for comparison in chosen]
         return [
             _aggregate(name, [comparison.results[index] for comparison in chosen], sum(name in w for w in winners))
-            for index, name in enumerate(self.strategies)
+            for index, name in enumerate(self.observers)
         ]
 
     def tap_names(self) -> list[str]:
@@ -93,17 +93,17 @@ class Comparison:
     def to_dict(self) -> dict:
         """Plain data: every comparison, and the aggregates by tap and over all (`null`)."""
         aggregates = [
-            {"tap": tap, "strategies": [asdict(a) for a in self.aggregate(tap)]} for tap in (*self.tap_names(), None)
+            {"tap": tap, "observers": [asdict(a) for a in self.aggregate(tap)]} for tap in (*self.tap_names(), None)
         ]
         taps = [{**asdict(comparison), "winners": comparison.winners()} for comparison in self.taps]
         return {**asdict(self), "taps": taps, "aggregates": aggregates}
 
 
-def _aggregate(strategy: str, results: Sequence[StrategyResult], wins: int) -> Aggregate:
+def _aggregate(observer: str, results: Sequence[ObserverResult], wins: int) -> Aggregate:
     decibels = [result.sqnr_db for result in results]
     logs = [math.log(max(result.relative_mse, torch.finfo(torch.float64).tiny)) for result in results]
     return Aggregate(
-        strategy=strategy,
+        observer=observer,
         relative_mse=math.exp(sum(logs) / len(logs)),
         sqnr_db=None if None in decibels else sum(decibels) / len(decibels),
         wins=wins,
@@ -111,9 +111,9 @@ def _aggregate(strategy: str, results: Sequence[StrategyResult], wins: int) -> A
     )
 
 
-def compare_strategies(
+def compare_observers(
     activations: Iterable[TapActivations],
-    strategies: Sequence[Strategy],
+    specs: Sequence[ObserverSpec],
     *,
     source: str,
     real: bool,
@@ -122,66 +122,66 @@ def compare_strategies(
     total: int | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Finds every strategy's scale from the values of every tap, and measures it on the same values.
+    """Finds every observer's scale from the values of every tap, and measures it on the same values.
 
-    `strategies`: the baseline first. `normal_ratio`: the quantile of |x| beyond which values count as outliers, where
+    `specs`: the baseline first. `normal_ratio`: the quantile of |x| beyond which values count as outliers, where
     the activations do not say themselves; `total`: how many activations there are, for the progress bar.
-    Raises QuambaError where a strategy fails or gives no single positive scale, naming the tap.
+    Raises QuambaError where an observer fails or gives no single positive scale, naming the tap.
     """
     with tqdm(activations, total=total, desc="Comparing", unit="tap", disable=not progress) as bar:
-        taps = [compare_tap(tap, strategies, n_bits, normal_ratio) for tap in bar]
+        taps = [compare_tap(tap, specs, n_bits, normal_ratio) for tap in bar]
     if not taps:
-        raise QuambaError("there are no activations to compare strategies on")
-    return Comparison(source, real, n_bits, [strategy.label for strategy in strategies], taps)
+        raise QuambaError("there are no activations to compare observers on")
+    return Comparison(source, real, n_bits, [spec.label for spec in specs], taps)
 
 
 def compare_tap(
-    activations: TapActivations, strategies: Sequence[Strategy], n_bits: int, normal_ratio: float = NORMAL_RATIO
+    activations: TapActivations, specs: Sequence[ObserverSpec], n_bits: int, normal_ratio: float = NORMAL_RATIO
 ) -> TapComparison:
-    """Every strategy on one tap; see `compare_strategies`."""
+    """Every observer on one tap; see `compare_observers`."""
     values = activations.values.float()
     outliers = activations.outliers
     if outliers is None:
         outliers = values.abs() > exact_quantiles(values, [normal_ratio])[0]
-    results: list[StrategyResult] = []
-    for strategy in strategies:
-        scale = _scale(strategy, activations, n_bits)
-        results.append(_measure(strategy, scale, activations, values, outliers, n_bits, results))
+    results: list[ObserverResult] = []
+    for spec in specs:
+        scale = _scale(spec, activations, n_bits)
+        results.append(_measure(spec, scale, activations, values, outliers, n_bits, results))
     return TapComparison(activations.tap, activations.layer, values.numel(), int(outliers.sum()), results)
 
 
-def _scale(strategy: Strategy, activations: TapActivations, n_bits: int) -> Tensor:
-    observer = strategy.create(n_bits)
+def _scale(spec: ObserverSpec, activations: TapActivations, n_bits: int) -> Tensor:
+    observer = spec.create(n_bits)
     try:
         observer.update(activations.values)
         scale, _ = observer.get_quantization_parameters()
     except QuambaError as error:
         raise QuambaError(f"tap {activations.name}: {error}") from error
     except Exception as error:  # a plug-in may fail in any way
-        failure = f"strategy {strategy.label!r} failed: {type(error).__name__}: {error}"
+        failure = f"observer {spec.label!r} failed: {type(error).__name__}: {error}"
         raise QuambaError(f"tap {activations.name}: {failure}") from error
     if scale.numel() != 1 or not 0 < float(scale) < math.inf:
-        raise QuambaError(f"tap {activations.name}: strategy {strategy.label!r} gave {scale.tolist()}: a tap takes one")
+        raise QuambaError(f"tap {activations.name}: observer {spec.label!r} gave {scale.tolist()}: a tap takes one")
     return scale.reshape(())
 
 
 def _measure(
-    strategy: Strategy,
+    spec: ObserverSpec,
     scale: Tensor,
     activations: TapActivations,
     values: Tensor,
     outliers: Tensor,
     n_bits: int,
-    earlier: Sequence[StrategyResult],
-) -> StrategyResult:
+    earlier: Sequence[ObserverResult],
+) -> ObserverResult:
     qmin, qmax = numerics.integer_range(n_bits)
     integers = numerics.quantize(values, scale, bits=n_bits)
     error = (values - numerics.dequantize(integers, scale)).abs()
     mse, signal = (float(v.double().square().mean()) for v in (error, values))
     saturated = (values > (qmax + 0.5) * scale) | (values < (qmin - 0.5) * scale)
     baseline = earlier[0].mse if earlier else mse
-    return StrategyResult(
-        strategy=strategy.label,
+    return ObserverResult(
+        observer=spec.label,
         scale=float(scale),
         mse=mse,
         sqnr_db=_decibels(signal, mse),

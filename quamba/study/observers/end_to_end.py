@@ -1,4 +1,4 @@
-"""What a strategy does to the whole quantized model: perplexity and accuracy against the baseline strategy's model."""
+"""What an observer does to the whole quantized model: perplexity and accuracy against the baseline's model."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ...evaluation import EvaluationResult, compare, evaluate
 from ...evaluation.compare import Interval
 from ...pipeline.quantize import quantize
 from ...text.data import EmbeddedDefaults, load_text
-from .strategies import BASELINE, Strategy
+from .specs import BASELINE, ObserverSpec
 from .verdict import EndToEnd
 
 ACCURACY = "acc,none"
@@ -53,49 +53,49 @@ class Evaluation:
         )
 
 
-def observers_of(strategy: Strategy, taps: Collection[str] | None) -> dict[str, str]:
+def observers_of(spec: ObserverSpec, taps: Collection[str] | None) -> dict[str, str]:
     """Tap, or "all" for those that are not named -> observer name, as `parse_observers` takes it.
 
-    The strategy's on the taps, min-max on the others; None: on every tap. Raises QuambaError for unknown taps, and
-    where the strategy's arguments would reach the other taps too.
+    The named one on the taps, min-max on the others; None: on every tap. Raises QuambaError for unknown taps, and
+    where its arguments would reach the other taps too.
     """
-    if taps is not None and strategy.observer == BASELINE and strategy.options:
-        raise QuambaError(f"strategy {strategy.label!r} would be every tap's, end to end: name no taps")
+    if taps is not None and spec.name == BASELINE and spec.options:
+        raise QuambaError(f"observer {spec.label!r} would be every tap's, end to end: name no taps")
     if HEAD_TAP in (taps or ()):
         raise QuambaError(f"tap {HEAD_TAP} is not quantized end to end: name other taps")
-    named = {"all": BASELINE if taps else strategy.observer} | dict.fromkeys(taps or (), strategy.observer)
+    named = {"all": BASELINE if taps else spec.name} | dict.fromkeys(taps or (), spec.name)
     parse_observers(named, head=False)
     return named
 
 
-def measure_strategies(
+def measure_observers(
     checkpoint: Checkpoint,
-    strategies: Sequence[Strategy],
+    specs: Sequence[ObserverSpec],
     taps: Collection[str] | None,
     text: CalibrationText,
     evaluation: Evaluation,
     rotate_residual: bool = False,
     progress: bool = True,
 ) -> dict[str, EndToEnd]:
-    """Quantizes the model with every strategy on `taps` (None: all) and measures it; the first is the baseline.
+    """Quantizes the model with every observer on `taps` (None: all) and measures it; the first is the baseline.
 
-    Gives strategy -> comparison with the baseline, without the baseline itself.
+    Gives observer -> comparison with the baseline, without the baseline itself.
     """
     results: dict[str, EvaluationResult] = {}
-    observers = [observers_of(strategy, taps) for strategy in strategies]
-    for strategy, names in zip(strategies, observers, strict=True):
+    observers = [observers_of(spec, taps) for spec in specs]
+    for spec, names in zip(specs, observers, strict=True):
         model, tokenizer = load_checkpoint(checkpoint)
         quantize(
             model,
             tokenizer,
             observer=names,
             calibration=text,
-            observer_options={strategy.observer: strategy.options} if strategy.options else None,
+            observer_options={spec.name: spec.options} if spec.options else None,
             rotate_residual=rotate_residual,
             progress=progress,
         )
-        results[strategy.label] = evaluation.run(model, tokenizer, progress)
-    base = results.pop(strategies[0].label)
+        results[spec.label] = evaluation.run(model, tokenizer, progress)
+    base = results.pop(specs[0].label)
     return {label: end_to_end(base, result, evaluation) for label, result in results.items()}
 
 

@@ -1,4 +1,4 @@
-"""The figure of a comparison: the values and where strategies clip them, what they become, and who wins where.
+"""The figure of a comparison: the values and where observers clip them, what they become, and who wins where.
 
 Imports matplotlib, so only what draws imports this module. Figures are made without pyplot: no state outlives them.
 """
@@ -21,18 +21,18 @@ from torch import Tensor
 
 from ... import numerics
 from ...calibration.recording import TapActivations
-from .comparison import Comparison, StrategyResult, TapComparison
+from .comparison import Comparison, ObserverResult, TapComparison
 
 WIDTH, DPI = 12.0, 100  # inches, pixels an inch
 STYLE = {"font.size": 9, "axes.titlesize": 10, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}  # a "$" is part of a name
 # The colours of Okabe and Ito, told apart with every common colour blindness; the palest last. The numbers of colours,
-# lines and markers share no factor, so that a combination comes again only after hundreds of strategies.
+# lines and markers share no factor, so that a combination comes again only after hundreds of observers.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (3, (4, 4)), (0, (9, 3)), (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 BINS = 200
-POINTS = 2000  # at most, of each strategy's line: half of them values, half a regular grid
+POINTS = 2000  # at most, of each observer's line: half of them values, half a regular grid
 HEADROOM = 0.62  # share of the histogram's height that bars take: the ends of the clip lines stand above them
 CLIP_VIEW = 3.0  # clip points beyond this multiple of the largest magnitude are not in view
 DIVERGING = "PuOr_r"  # purple: less error than the baseline, orange: more
@@ -43,7 +43,7 @@ LINE_HEIGHT, CHARACTER_WIDTH = 0.15, 0.075  # inches, of text of 8 points
 
 @dataclass(frozen=True)
 class _Look:
-    """How one strategy is drawn in every panel."""
+    """How one observer is drawn in every panel."""
 
     colour: str
     line: str | tuple
@@ -56,7 +56,7 @@ class _Look:
         return {"color": self.colour, "linestyle": self.line, "linewidth": self.width, "marker": self.marker, **edge}
 
 
-def strategy_figure(comparison: Comparison, shown: TapActivations) -> Figure:
+def observer_figure(comparison: Comparison, shown: TapActivations) -> Figure:
     """Histogram and reconstruction of the values of the `shown` tap, and the relative MSE of all that was compared.
 
     1200 pixels wide when saved as it is. `shown`: one of the taps that were compared, whose scales are taken from
@@ -75,7 +75,7 @@ def strategy_figure(comparison: Comparison, shown: TapActivations) -> Figure:
         heights = [3.5 + 1.3 * LINE_HEIGHT * legend_lines, 4.0, grid.height]
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), dpi=DPI, layout="constrained")
         source = f"{'activations of ' if comparison.real else ''}{comparison.source}"
-        figure.suptitle(textwrap.fill(f"Scale strategies at {comparison.n_bits} bits: {source}", 110), fontsize=12)
+        figure.suptitle(textwrap.fill(f"Observers at {comparison.n_bits} bits: {source}", 110), fontsize=12)
         top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
         _draw_histogram(top.subplots(), values, tap, comparison, looks)
         # matplotlib fills a legend column by column; ours reads row by row
@@ -96,7 +96,7 @@ def _looks(count: int) -> list[_Look]:
     ]
 
 
-def _clip_points(result: StrategyResult, n_bits: int) -> list[float]:
+def _clip_points(result: ObserverResult, n_bits: int) -> list[float]:
     """The values of the smallest and of the largest integer."""
     return [limit * result.scale for limit in numerics.integer_range(n_bits)]
 
@@ -106,7 +106,7 @@ def _place(tap: TapComparison) -> str:
 
 
 def _wrap(label: str, width: int, lines: int | None = None) -> str:
-    """A strategy's label over several lines, broken after `:` and `,` where that is possible."""
+    """An observer's label over several lines, broken after `:` and `,` where that is possible."""
     wrapped = [""]
     for piece in re.findall(r"[^:,]*[:,]?", label):
         for part in [piece[start : start + width] for start in range(0, len(piece), width)]:
@@ -118,12 +118,12 @@ def _wrap(label: str, width: int, lines: int | None = None) -> str:
     return "\n".join(wrapped)
 
 
-def _legend(results: Sequence[StrategyResult], n_bits: int) -> tuple[list[str], int]:
-    """Every strategy's entry, and in how many columns they fit."""
+def _legend(results: Sequence[ObserverResult], n_bits: int) -> tuple[list[str], int]:
+    """Every observer's entry, and in how many columns they fit."""
     entries = []
     for result in results:
         low, high = (f"{point:.3g}".replace("-", "\N{MINUS SIGN}") for point in _clip_points(result, n_bits))
-        entries.append(f"{_wrap(result.strategy, 60)}  [{low}, {high}]")
+        entries.append(f"{_wrap(result.observer, 60)}  [{low}, {high}]")
     longest = max(len(line) for entry in entries for line in entry.split("\n"))
     return entries, max(1, min(4, int((WIDTH - 0.5) / (longest * CHARACTER_WIDTH + 0.6))))
 
@@ -140,7 +140,7 @@ def _limits(low: float, high: float) -> tuple[float, float]:
 def _draw_histogram(
     axes: Axes, values: Tensor, tap: TapComparison, comparison: Comparison, looks: Sequence[_Look]
 ) -> None:
-    """Counts of the values, and two lines a strategy where it clips: each ends in its marker, at its own height."""
+    """Counts of the values, and two lines an observer where it clips: each ends in its marker, at its own height."""
     axes.set_label("histogram")
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(*(_limits(low, high) if low == high else (low, high)), BINS + 1)
@@ -157,14 +157,14 @@ def _draw_histogram(
                 [point, point],
                 [0, 0.96 - drop * index],
                 transform=axes.get_xaxis_transform(),
-                label=tap.results[index].strategy,
+                label=tap.results[index].observer,
                 markevery=[1],
                 **look.options(),
             )
     farthest = CLIP_VIEW * max(abs(low), abs(high), numerics.AMAX_EPS)
     inside = [point for pair in points for point in pair if abs(point) <= farthest]
     axes.set_xlim(_limits(min(low, *inside), max(high, *inside)))
-    axes.set_title(f"(a) {_place(tap)}: {tap.values:,} values, and where each strategy clips", loc="left")
+    axes.set_title(f"(a) {_place(tap)}: {tap.values:,} values, and where each observer clips", loc="left")
     axes.set_xlabel(f"activation value (unit of {_place(tap)})")
     axes.set_ylabel("count")
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
@@ -232,14 +232,14 @@ def _draw_reconstruction(
 
 
 def _draw_lines(axes: Axes, values: Tensor, tap: TapComparison, comparison: Comparison, looks: Sequence[_Look]) -> None:
-    """The identity, and each strategy's reconstruction of the values (ascending, float32 [n])."""
+    """The identity, and each observer's reconstruction of the values (ascending, float32 [n])."""
     axes.plot(values, values, color="#777777", linewidth=0.7, label="identity", zorder=10)
     apart = max(1, values.numel() // 8)
     for index, (result, look) in enumerate(zip(tap.results, looks, strict=True)):
         integers = numerics.quantize(values, result.scale, bits=comparison.n_bits)
         reconstructed = numerics.dequantize(integers, result.scale)
         shift = index * apart // len(looks)  # so that markers stand beside each other where lines coincide
-        axes.plot(values, reconstructed, label=result.strategy, markevery=(shift, apart), **look.options())
+        axes.plot(values, reconstructed, label=result.observer, markevery=(shift, apart), **look.options())
     axes.set_xlabel(f"original value (unit of {_place(tap)})")
     axes.set_ylabel(f"reconstructed value (unit of {_place(tap)})")
 
@@ -255,19 +255,19 @@ class _Grid:
         count = len(self.by_tap)
         self.layers = max(len(taps) for taps in self.by_tap.values())
         self.cell_height = min(0.3, max(4.2 / self.layers, 0.05))
-        # As many beside each other as leave room for the strategies' names.
+        # As many beside each other as leave room for the observers' names.
         for self.columns in range(4 if count in (4, 7, 8) else min(count, 3), 0, -1):
             width = (WIDTH - 0.3 - 0.6 * self.columns) / self.columns
-            self.cell_width = width / (len(comparison.strategies) - 1)
+            self.cell_width = width / (len(comparison.observers) - 1)
             upright = self.cell_width < 1.2
             self.rotation = 90 if upright else 0
             line = 30 if upright else int(self.cell_width / CHARACTER_WIDTH)
             lines = max(1, int(self.cell_width / LINE_HEIGHT)) if upright else 6
-            self.labels = [_wrap(name, line, lines) for name in comparison.strategies[1:]]
+            self.labels = [_wrap(name, line, lines) for name in comparison.observers[1:]]
             if not any(label.endswith("…") for label in self.labels):
                 break
         self.rows = -(-count // self.columns)
-        # The first row is the one that is not full: the strategies' names stand below the last.
+        # The first row is the one that is not full: the observers' names stand below the last.
         self.blanks = self.rows * self.columns - count
         texts = [label.split("\n") for label in self.labels]
         across, down = max(len(t) for text in texts for t in text), max(len(text) for text in texts)
@@ -295,8 +295,8 @@ def _draw_heat_maps(figure: SubFigure, comparison: Comparison, grid: _Grid) -> N
         axes.set_xticks(range(len(grid.labels)), grid.labels if row == grid.rows - 1 else [], rotation=grid.rotation)
         if column == 0 and taps[0].layer is not None:
             axes.set_ylabel("layer")
-    baseline = comparison.strategies[0]
-    figure.suptitle(f"(c) mean squared error of each strategy, relative to {baseline}", x=0.01, ha="left", fontsize=10)
+    baseline = comparison.observers[0]
+    figure.suptitle(f"(c) mean squared error of each observer, relative to {baseline}", x=0.01, ha="left", fontsize=10)
     bar = figure.colorbar(
         images[0],
         ax=figure.axes,
@@ -314,12 +314,12 @@ def _draw_heat_maps(figure: SubFigure, comparison: Comparison, grid: _Grid) -> N
 
 
 def _draw_heat_map(axes: Axes, name: str, taps: Sequence[TapComparison], norm: LogNorm, grid: _Grid) -> AxesImage:
-    """Layers downwards, strategies but the baseline across."""
+    """Layers downwards, observers but the baseline across."""
     ratios = np.array([[result.relative_mse for result in tap.results[1:]] for tap in taps])
     shown = ratios.clip(norm.vmin, norm.vmax)  # a logarithm has no colour for 0 and infinity
     image = axes.imshow(shown, cmap=DIVERGING, norm=norm, aspect="auto", interpolation="nearest")
     axes.set_label(f"MSE {name}")
-    # Fewer layers than others have: cells of the same height, at the lower end, where the strategies' names are.
+    # Fewer layers than others have: cells of the same height, at the lower end, where the observers' names are.
     axes.set_ylim(len(taps) - 0.5, len(taps) - 0.5 - grid.layers)
     every = math.ceil(1.1 * LINE_HEIGHT / grid.cell_height)
     ticks = range(0, len(taps), every)

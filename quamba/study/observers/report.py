@@ -7,12 +7,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .comparison import Aggregate, Comparison, StrategyResult, TapComparison
+from .comparison import Aggregate, Comparison, ObserverResult, TapComparison
 from .verdict import Rule, Verdict
 
 # A line break is one on a terminal, a space in Markdown.
 DETAIL_COLUMNS = (
-    "strategy",
+    "observer",
     "scale",
     "MSE",
     "MSE /\nbaseline",
@@ -23,7 +23,7 @@ DETAIL_COLUMNS = (
     "outlier\nerror",
     "calibration\nSQNR, dB",  # the last: dropped where nothing but the first batch was seen
 )
-AGGREGATE_COLUMNS = ("strategy", "MSE /\nbaseline", "SQNR,\ndB", "wins")
+AGGREGATE_COLUMNS = ("observer", "MSE /\nbaseline", "SQNR,\ndB", "wins")
 TERMINAL_WIDTH = 118  # what the widest table takes
 
 
@@ -59,9 +59,9 @@ def _decibels(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _detail_row(result: StrategyResult) -> list[str]:
+def _detail_row(result: ObserverResult) -> list[str]:
     return [
-        result.strategy,
+        result.observer,
         f"{result.scale:.4g}",
         f"{result.mse:.2e}",
         f"{result.relative_mse:.3f}",
@@ -76,7 +76,7 @@ def _detail_row(result: StrategyResult) -> list[str]:
 
 def _aggregate_row(aggregate: Aggregate) -> list[str]:
     return [
-        aggregate.strategy,
+        aggregate.observer,
         f"{aggregate.relative_mse:.3f}",
         _decibels(aggregate.sqnr_db),
         f"{aggregate.wins} of {aggregate.of}",
@@ -84,7 +84,7 @@ def _aggregate_row(aggregate: Aggregate) -> list[str]:
 
 
 def detail_section(comparison: TapComparison) -> Section:
-    """Every strategy on one tap of one layer."""
+    """Every observer on one tap of one layer."""
     title = f"{comparison.name}: {comparison.values} values, {comparison.outliers} of them outliers"
     recorded = any(result.calibration_sqnr_db is not None for result in comparison.results)
     end = len(DETAIL_COLUMNS) if recorded else -1
@@ -92,7 +92,7 @@ def detail_section(comparison: TapComparison) -> Section:
 
 
 def aggregate_sections(comparison: Comparison) -> list[Section]:
-    """Every strategy over the layers of each tap, then over everything where there are several taps."""
+    """Every observer over the layers of each tap, then over everything where there are several taps."""
     taps = comparison.tap_names()
     sections = [
         Section(f"tap {tap}, all layers compared", AGGREGATE_COLUMNS, _aggregate_rows(comparison, tap)) for tap in taps
@@ -107,5 +107,5 @@ def _aggregate_rows(comparison: Comparison, tap: str | None) -> list[list[str]]:
 
 
 def verdict_lines(rule: Rule, verdicts: Sequence[Verdict]) -> list[str]:
-    """The rule, then a line for every strategy."""
+    """The rule, then a line for every observer."""
     return [f"Rule: {rule.describe()}.", *(f"- {verdict.sentence()}" for verdict in verdicts)]

@@ -8,7 +8,7 @@ import pytest
 
 import utils
 from quamba import QuambaError
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.commands.quantize import mixed_precision_options
 
 CONFIG = {"model_type": "mamba", "num_hidden_layers": 4}
@@ -33,8 +33,8 @@ def parse(*options) -> argparse.Namespace:
 
 def test_without_options_all_layers_have_one_scheme():
     args = parse()
-    assert not mixed_precision_options.is_hybrid(args)
-    assert mixed_precision_options.hybrid_search(args) is None
+    assert not mixed_precision_options.is_mixed_precision(args)
+    assert mixed_precision_options.requested_search(args) is None
     assert mixed_precision_options.layer_schemes(args, CONFIG) == ()
     assert utils.run_name(args) == "w8a8"
 
@@ -69,7 +69,7 @@ def test_options_may_be_for_some_of_the_layers(file):
 )
 def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
     args = parse("--hybrid_search", "5.5", *options)
-    search = mixed_precision_options.hybrid_search(args)
+    search = mixed_precision_options.requested_search(args)
     assert (search.schemes, search.budget.text) == (schemes, "5.5")
     standing_in = mixed_precision_options.layer_schemes(args, CONFIG)  # until the search has run
     assert len(standing_in) == 4 and set(standing_in) == set(schemes)
@@ -78,9 +78,9 @@ def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
 
 def test_a_search_knows_the_rest_of_the_recipe():
     args = parse("--hybrid_search", "20MB", "--group_size", "32", "--dynamic", "--rotate_residual", "--group_heads")
-    search = mixed_precision_options.hybrid_search(args, utils.head_groups(args))
+    search = mixed_precision_options.requested_search(args, utils.head_groups(args))
     assert (search.group_size, search.dynamic, search.rotate_residual) == (32, True, True)
-    assert search.group_heads == HeadGroups(4, 4)
+    assert search.group_heads == ChannelGroups(4, 4)
 
 
 def test_what_a_search_found_goes_beside_the_logs_or_where_it_is_told(tmp_path):
@@ -131,7 +131,7 @@ def test_a_mistake_is_told_without_a_model(options, message):
     args = parse(*options)
     with pytest.raises(QuambaError) as error:
         utils.recipe_arguments(args)
-        mixed_precision_options.hybrid_search(args)
+        mixed_precision_options.requested_search(args)
     assert message in str(error.value)
 
 

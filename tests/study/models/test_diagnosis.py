@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import quamba
-from quamba.calibration.channel_groups import HeadGroups
+from quamba.calibration.channel_groups import ChannelGroups
 from quamba.errors import QuambaError
 from quamba.study.models.diagnosis import diagnose, hidden_states, model_tensors
 from quamba.study.models.diagnosis_report import to_dict, to_markdown
@@ -174,7 +174,7 @@ def test_a_quantized_mamba2_differs_from_its_float_model_by_rounding(tiny_mamba2
 
 def test_channels_in_another_order_are_not_compared(tiny_mamba2, windows):
     """Hidden states are in the order of both; of two models with the same groups the tensors are too."""
-    model, options = tiny_mamba2(), {"calibration": windows, "group_heads": HeadGroups(2, 2)}
+    model, options = tiny_mamba2(), {"calibration": windows, "group_heads": ChannelGroups(2, 2)}
     grouped = quantized(model, "w8a8", **options)
     for a, b in ((model, grouped), (grouped, quantized(model, "w8a8", calibration=windows))):
         diagnosis = run(copy.deepcopy(a), b, windows)  # a float model is rewritten

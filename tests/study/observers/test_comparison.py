@@ -19,12 +19,12 @@ from quamba.study.observers.comparison import (
     NORMAL_RATIO,
     TIE,
     Comparison,
-    StrategyResult,
+    ObserverResult,
     TapComparison,
-    compare_strategies,
+    compare_observers,
     compare_tap,
 )
-from quamba.study.observers.strategies import parse_strategies, parse_strategy
+from quamba.study.observers.specs import parse_spec, parse_specs
 
 NAMES = ["minmax", "percentile", "outlier_aware", "outlier_aware_adaptive", "mse"]
 ADAPTIVE_RATIOS = (0.95, 0.97, 0.99, 0.995)
@@ -44,10 +44,10 @@ def tap_of(values: np.ndarray, *later: np.ndarray, recorded: bool = True) -> Tap
     return TapActivations("x", 3, torch.from_numpy(values).view(-1, 4), histogram if recorded else None)
 
 
-def compared(tap: TapActivations, names=NAMES, bits: int = 8, **options) -> dict[str, StrategyResult]:
-    """Strategy -> result, the baseline min-max among them."""
-    results = compare_tap(tap, parse_strategies(names, "minmax", bits), bits, **options).results
-    return {result.strategy: result for result in results}
+def compared(tap: TapActivations, names=NAMES, bits: int = 8, **options) -> dict[str, ObserverResult]:
+    """Observer -> result, the baseline min-max among them."""
+    results = compare_tap(tap, parse_specs(names, "minmax", bits), bits, **options).results
+    return {result.observer: result for result in results}
 
 
 # --- the definitions, in numpy ---
@@ -76,7 +76,7 @@ def decibels(x: np.ndarray, mse: float) -> float:
 
 
 def scales_of(x: np.ndarray, bits: int) -> dict[str, float]:
-    """Strategy -> scale; the one of least MSE is not a formula."""
+    """Observer -> scale; the one of least MSE is not a formula."""
     magnitude, qmax = np.abs(x.astype(np.float64)), limits(bits)[1]
     adaptive = [np.quantile(magnitude, ratio) / ratio / qmax for ratio in ADAPTIVE_RATIOS]
     return {
@@ -89,7 +89,7 @@ def scales_of(x: np.ndarray, bits: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_scale_of_every_strategy(seed, bits):
+def test_the_scale_of_every_observer(seed, bits):
     x = heavy_tailed(seed)
     found = compared(tap_of(x), bits=bits)
     for name, scale in scales_of(x, bits).items():
@@ -120,7 +120,7 @@ def test_every_figure_is_as_defined(name, bits):
 def test_a_small_example_by_hand():
     """Scale 10 / 127 for both signs; 10 and -10 are kept, 3.0 = 38.1 steps gives 38."""
     x = np.array([0, 0.5, -0.5, 3, 10, -10, 1, -1], dtype=np.float32)
-    tap = compare_tap(tap_of(x), parse_strategies(["outlier_aware:normal_ratio=0.5"], "minmax", 8), 8, normal_ratio=0.7)
+    tap = compare_tap(tap_of(x), parse_specs(["outlier_aware:normal_ratio=0.5"], "minmax", 8), 8, normal_ratio=0.7)
     minmax, clipped = tap.results
     assert (tap.values, tap.outliers) == (8, 3)  # 0.7-quantile of |x|: 2.8; beyond it 3, 10, -10
     step = 10 / 127
@@ -151,14 +151,14 @@ def test_values_of_any_dtype_are_read_as_float32(dtype):
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 0.999])
 def test_outliers_are_what_lies_beyond_the_normal_ratio(ratio):
     x = heavy_tailed()
-    tap = compare_tap(tap_of(x), parse_strategies(["mse"], "minmax", 8), 8, normal_ratio=ratio)
+    tap = compare_tap(tap_of(x), parse_specs(["mse"], "minmax", 8), 8, normal_ratio=ratio)
     assert tap.outliers == int((np.abs(x) > np.quantile(np.abs(x), ratio)).sum())
     assert tap.values == x.size
 
 
 def test_outliers_that_are_known_are_taken_as_they_are():
     activations = synthetic_activations(0)
-    tap = compare_tap(activations, parse_strategies(["outlier_aware"], "minmax", 8), 8, normal_ratio=0.5)
+    tap = compare_tap(activations, parse_specs(["outlier_aware"], "minmax", 8), 8, normal_ratio=0.5)
     assert (tap.values, tap.outliers) == (10_100, 100)
     outliers = activations.values[activations.outliers].numpy()
     for result in tap.results:
@@ -216,7 +216,7 @@ def test_any_values_give_figures_that_make_sense(values, bits):
 
 @given(st.integers(0, 2**20), st.floats(0, 2), st.integers(20, 3000), st.sampled_from([4, 8]))
 @settings(max_examples=25, deadline=None)
-def test_the_mse_strategy_is_beaten_by_none(seed, tail, count, bits):
+def test_the_mse_observer_is_beaten_by_none(seed, tail, count, bits):
     tap = TapActivations("x", 0, torch.from_numpy(heavy_tailed(seed, count, tail)))
     results = compared(tap, bits=bits)
     assert results["mse"].mse <= (1 + TIE) * min(result.mse for result in results.values())
@@ -232,7 +232,7 @@ def test_a_constant_is_kept_by_whoever_covers_it(value):
 
 
 def test_zeros_lose_nothing_whatever_the_scale():
-    tap = compare_tap(tap_of(np.zeros(40, dtype=np.float32)), parse_strategies(NAMES, "minmax", 8), 8)
+    tap = compare_tap(tap_of(np.zeros(40, dtype=np.float32)), parse_specs(NAMES, "minmax", 8), 8)
     assert tap.outliers == 0
     assert tap.winners() == NAMES
     for result in tap.results:
@@ -240,14 +240,14 @@ def test_zeros_lose_nothing_whatever_the_scale():
         assert result.sqnr_db is None and result.calibration_sqnr_db is None
 
 
-def test_a_strategy_that_loses_something_where_the_baseline_loses_nothing_is_infinitely_worse():
+def test_an_observer_that_loses_something_where_the_baseline_loses_nothing_is_infinitely_worse():
     x = torch.tensor([127.0, 64.0, 1.0, -3.0])  # integers: min-max has scale 1
     found = compared(TapActivations("x", 0, x), ["mse:clip_ratio=0.5"])
     assert found["minmax"].mse == 0
     assert found["mse:clip_ratio=0.5"].relative_mse == math.inf
 
 
-# --- strategies that fail ---
+# --- observers that fail ---
 
 
 def register(name: str, parameters, update=lambda self, x: None) -> None:
@@ -261,11 +261,11 @@ def register(name: str, parameters, update=lambda self, x: None) -> None:
     [([1.0, 2.0], "[1.0, 2.0]"), (0.0, "0.0"), (-1.0, "-1.0"), (math.nan, "nan"), (math.inf, "inf"), ([], "[]")],
     ids=str,
 )
-def test_a_strategy_without_one_positive_scale_is_told_with_its_tap(scale, told):
+def test_an_observer_without_one_positive_scale_is_told_with_its_tap(scale, told):
     register("odd", lambda self: (torch.tensor(scale), torch.tensor(0.0)))
     with pytest.raises(QuambaError) as error:
         compared(tap_of(heavy_tailed()), ["odd"])
-    assert str(error.value) == f"tap layers.3.x: strategy 'odd' gave {told}: a tap takes one"
+    assert str(error.value) == f"tap layers.3.x: observer 'odd' gave {told}: a tap takes one"
 
 
 def test_one_scale_in_a_list_is_one_scale():
@@ -273,7 +273,7 @@ def test_one_scale_in_a_list_is_one_scale():
     assert compared(tap_of(heavy_tailed()), ["listed"])["listed"].scale == 0.5
 
 
-def test_a_strategy_that_fails_is_told_with_its_tap():
+def test_an_observer_that_fails_is_told_with_its_tap():
     def refuse(self, x):
         raise QuambaError("this observer wants more values")
 
@@ -284,7 +284,7 @@ def test_a_strategy_that_fails_is_told_with_its_tap():
     register("dividing", divide)
     with pytest.raises(QuambaError, match=r"^tap layers\.3\.x: this observer wants more values$"):
         compared(tap_of(heavy_tailed()), ["refusing"])
-    with pytest.raises(QuambaError, match=r"^tap layers\.3\.x: strategy 'dividing' failed: ZeroDivisionError: "):
+    with pytest.raises(QuambaError, match=r"^tap layers\.3\.x: observer 'dividing' failed: ZeroDivisionError: "):
         compared(tap_of(heavy_tailed()), ["dividing"])
 
 
@@ -296,8 +296,8 @@ def test_a_value_that_is_no_number_is_told_with_its_tap():
 # --- who wins ---
 
 
-def result_of(strategy: str, mse: float, relative: float = 1.0, sqnr: float | None = 30.0) -> StrategyResult:
-    return StrategyResult(strategy, 1.0, mse, sqnr, 0.0, 1, 0.0, 0.0, relative, None)
+def result_of(observer: str, mse: float, relative: float = 1.0, sqnr: float | None = 30.0) -> ObserverResult:
+    return ObserverResult(observer, 1.0, mse, sqnr, 0.0, 1, 0.0, 0.0, relative, None)
 
 
 def tap_comparison(*mse: float, tap: str = "x", layer: int | None = 0) -> TapComparison:
@@ -331,7 +331,7 @@ def test_aggregates_are_geometric_means_and_counts_of_wins():
     comparison = Comparison("tiny", True, 8, ["a", "b", "c"], taps)
     assert comparison.tap_names() == ["x", "out"]
     found = {tap: comparison.aggregate(tap) for tap in ("x", "out", None)}
-    assert [[a.strategy for a in aggregates] for aggregates in found.values()] == [["a", "b", "c"]] * 3
+    assert [[a.observer for a in aggregates] for aggregates in found.values()] == [["a", "b", "c"]] * 3
     assert [a.relative_mse for a in found["x"]] == pytest.approx([1, 0.25, 0.5])
     assert [a.relative_mse for a in found["out"]] == pytest.approx([1, 4, 1.0005])
     assert [a.relative_mse for a in found[None]] == pytest.approx([1, 0.25 ** (1 / 3), (0.25 * 1.0005) ** (1 / 3)])
@@ -359,20 +359,20 @@ def test_an_aggregate_survives_infinite_and_lossless_comparisons(relative, mean)
 def test_every_tap_is_compared_and_the_whole_is_plain_data():
     activations = [replace(tap_of(heavy_tailed(layer)), layer=layer) for layer in (0, 1)]
     activations.append(TapActivations("head_in", None, torch.zeros(8)))
-    comparison = compare_strategies(
-        iter(activations), parse_strategies(NAMES, "minmax", 8), source="tiny", real=True, progress=False
+    comparison = compare_observers(
+        iter(activations), parse_specs(NAMES, "minmax", 8), source="tiny", real=True, progress=False
     )
-    assert comparison.strategies == NAMES
+    assert comparison.observers == NAMES
     assert [tap.name for tap in comparison.taps] == ["layers.0.x", "layers.1.x", "head_in"]
     data = json.loads(json.dumps(finite(comparison.to_dict()), allow_nan=False))
-    assert (data["source"], data["real"], data["n_bits"], data["strategies"]) == ("tiny", True, 8, NAMES)
+    assert (data["source"], data["real"], data["n_bits"], data["observers"]) == ("tiny", True, 8, NAMES)
     assert [tap["winners"] for tap in data["taps"]] == [tap.winners() for tap in comparison.taps]
     assert data["taps"][1]["results"][4] == vars(comparison.taps[1].results[4])
     assert [entry["tap"] for entry in data["aggregates"]] == ["x", "head_in", None]
     for entry in data["aggregates"]:
-        assert entry["strategies"] == [vars(aggregate) for aggregate in comparison.aggregate(entry["tap"])]
+        assert entry["observers"] == [vars(aggregate) for aggregate in comparison.aggregate(entry["tap"])]
 
 
 def test_no_activations_are_nothing_to_compare():
-    with pytest.raises(QuambaError, match="there are no activations to compare strategies on"):
-        compare_strategies([], [parse_strategy("mse")], source="", real=True, progress=False)
+    with pytest.raises(QuambaError, match="there are no activations to compare observers on"):
+        compare_observers([], [parse_spec("mse")], source="", real=True, progress=False)

@@ -1,4 +1,4 @@
-"""Strategies end to end: every one in a quantized model of its own, measured in pairs with the baseline's."""
+"""Observers end to end: every one in a quantized model of its own, measured in pairs with the baseline's."""
 
 import sys
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from quamba.checkpoint import load_checkpoint, resolve_checkpoint
 from quamba.errors import QuambaError
 from quamba.evaluation import EvaluationResult, PerplexityResult, compare, evaluate
 from quamba.pipeline.quantize import quantize
-from quamba.study.observers.end_to_end import Evaluation, end_to_end, measure_strategies, observers_of
-from quamba.study.observers.strategies import parse_strategies, parse_strategy
+from quamba.study.observers.end_to_end import Evaluation, end_to_end, measure_observers, observers_of
+from quamba.study.observers.specs import parse_spec, parse_specs
 from quamba.text.data import EMBEDDED_MODELS
 
 
@@ -68,35 +68,35 @@ def test_an_evaluation_of_a_task_that_does_not_exist_is_refused(place, monkeypat
 # --- which observer is where ---
 
 
-def test_a_strategy_stands_at_the_named_taps_and_minmax_at_the_others():
-    mse = parse_strategy("mse:clip_ratio=0.9")
+def test_an_observer_stands_at_the_named_taps_and_minmax_at_the_others():
+    mse = parse_spec("mse:clip_ratio=0.9")
     assert observers_of(mse, None) == {"all": "mse"}
     assert observers_of(mse, ["x", "out"]) == {"all": "minmax", "x": "mse", "out": "mse"}
-    assert observers_of(parse_strategy("minmax:clip_ratio=0.9"), None) == {"all": "minmax"}
+    assert observers_of(parse_spec("minmax:clip_ratio=0.9"), None) == {"all": "minmax"}
 
 
 @pytest.mark.parametrize(
-    ("strategy", "taps", "message"),
+    ("observer", "taps", "message"),
     [
         ("mse", ["y"], "unknown tap 'y'"),
         ("mse", ["x", "head_in"], "tap head_in is not quantized end to end: name other taps"),
         ("minmax:clip_ratio=0.9", ["x"], "'minmax:clip_ratio=0.9' would be every tap's, end to end: name no taps"),
     ],
 )
-def test_taps_that_a_strategy_cannot_stand_at_are_refused(strategy, taps, message):
+def test_taps_that_an_observer_cannot_stand_at_are_refused(observer, taps, message):
     with pytest.raises(QuambaError, match=message):
-        observers_of(parse_strategy(strategy), taps)
+        observers_of(parse_spec(observer), taps)
 
 
 # --- measurements ---
 
 
 @pytest.mark.parametrize(("taps", "rotate"), [(None, False), (["x", "out"], True)])
-def test_every_strategy_is_compared_with_the_baseline_in_pairs(place, taps, rotate):
+def test_every_observer_is_compared_with_the_baseline_in_pairs(place, taps, rotate):
     """Each figure is that of models which are quantized and compared by hand."""
     checkpoint = resolve_checkpoint("tiny")
-    strategies = parse_strategies(["mse", "outlier_aware:normal_ratio=0.9"], "minmax", 8)
-    measured = measure_strategies(checkpoint, strategies, taps, TEXT, TWO_WINDOWS, rotate, progress=False)
+    observers = parse_specs(["mse", "outlier_aware:normal_ratio=0.9"], "minmax", 8)
+    measured = measure_observers(checkpoint, observers, taps, TEXT, TWO_WINDOWS, rotate, progress=False)
     assert list(measured) == ["mse", "outlier_aware:normal_ratio=0.9"]
 
     def by_hand(observer: str, options: dict | None = None) -> EvaluationResult:
@@ -121,15 +121,15 @@ def test_a_mistake_is_told_before_a_model_is_loaded(place, monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("quamba.study.observers.end_to_end.load_checkpoint", load)
-    strategies = parse_strategies(["minmax:clip_ratio=0.9"], "minmax", 8)
+    observers = parse_specs(["minmax:clip_ratio=0.9"], "minmax", 8)
     with pytest.raises(QuambaError, match="would be every tap's"):
-        measure_strategies(resolve_checkpoint("tiny"), strategies, ["x"], TEXT, TWO_WINDOWS, progress=False)
+        measure_observers(resolve_checkpoint("tiny"), observers, ["x"], TEXT, TWO_WINDOWS, progress=False)
 
 
 def test_measuring_leaves_the_checkpoint_as_it_is(place, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
-    strategies = parse_strategies(["mse"], "minmax", 8)
-    measure_strategies(resolve_checkpoint("tiny"), strategies, ["x"], TEXT, TWO_WINDOWS, progress=False)
+    observers = parse_specs(["mse"], "minmax", 8)
+    measure_observers(resolve_checkpoint("tiny"), observers, ["x"], TEXT, TWO_WINDOWS, progress=False)
     assert {path: path.read_bytes() for path in (tmp_path / "tiny").iterdir()} == before
 
 
@@ -169,10 +169,10 @@ def test_without_an_accuracy_there_is_no_gain():
 
 
 def test_random_numbers_play_no_part(place):
-    strategies, measured = parse_strategies(["mse"], "minmax", 8), []
+    observers, measured = parse_specs(["mse"], "minmax", 8), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         measured.append(
-            measure_strategies(resolve_checkpoint("tiny"), strategies, ["x"], TEXT, TWO_WINDOWS, progress=False)
+            measure_observers(resolve_checkpoint("tiny"), observers, ["x"], TEXT, TWO_WINDOWS, progress=False)
         )
     assert measured[0] == measured[1]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from quamba import numerics
 from quamba.calibration.recording import TapActivations, synthetic_activations
-from quamba.study.observers.comparison import Comparison, StrategyResult, TapComparison, compare_strategies
-from quamba.study.observers.figures import COLOURS, LARGEST_RATIO, POINTS, strategy_figure
-from quamba.study.observers.strategies import parse_strategies
+from quamba.study.observers.comparison import Comparison, ObserverResult, TapComparison, compare_observers
+from quamba.study.observers.figures import COLOURS, LARGEST_RATIO, POINTS, observer_figure
+from quamba.study.observers.specs import parse_specs
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # matplotlib warns where a layout does not fit
 
@@ -31,26 +31,26 @@ def heavy_tailed(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator) / torch.rand(shape, generator=generator).clamp(min=0.01)
 
 
-def compared(activations: list[TapActivations], strategies=SIX, n_bits=8, **options) -> Comparison:
-    parsed = parse_strategies(strategies[1:], strategies[0], n_bits)
+def compared(activations: list[TapActivations], observers=SIX, n_bits=8, **options) -> Comparison:
+    parsed = parse_specs(observers[1:], observers[0], n_bits)
     names = {"source": "mamba-tiny", "real": True, "n_bits": n_bits, "progress": False}
-    return compare_strategies(activations, parsed, **names | options)
+    return compare_observers(activations, parsed, **names | options)
 
 
-def invented(taps: dict[str, int | None], strategies=SIX, ratio=lambda layer, index: 1.0) -> Comparison:
-    """A comparison of so many layers of each tap (None: the tap has none), with relative MSEs by layer and strategy."""
+def invented(taps: dict[str, int | None], observers=SIX, ratio=lambda layer, index: 1.0) -> Comparison:
+    """A comparison of so many layers of each tap (None: the tap has none), with relative MSEs by layer and observer."""
 
     def tap(name, layer):
-        ratios = [1.0, *(ratio(layer or 0, index) for index in range(1, len(strategies)))]
+        ratios = [1.0, *(ratio(layer or 0, index) for index in range(1, len(observers)))]
         results = [
-            StrategyResult(label, 0.1, 0.0, None, 0.0, 1, 0.0, 0.0, relative, None)
-            for label, relative in zip(strategies, ratios, strict=True)
+            ObserverResult(label, 0.1, 0.0, None, 0.0, 1, 0.0, 0.0, relative, None)
+            for label, relative in zip(observers, ratios, strict=True)
         ]
         return TapComparison(name, layer, 30, 2, results)
 
     layers = {name: [None] if count is None else range(count) for name, count in taps.items()}
     return Comparison(
-        "mamba-130m", True, 8, list(strategies), [tap(name, layer) for name in taps for layer in layers[name]]
+        "mamba-130m", True, 8, list(observers), [tap(name, layer) for name in taps for layer in layers[name]]
     )
 
 
@@ -83,11 +83,11 @@ def comparison(shown) -> Comparison:
 
 @pytest.fixture(scope="module")
 def figure(comparison, shown) -> Figure:
-    return strategy_figure(comparison, shown)
+    return observer_figure(comparison, shown)
 
 
 @pytest.fixture(scope="module")
-def results(comparison) -> list[StrategyResult]:
+def results(comparison) -> list[ObserverResult]:
     return comparison.taps[-1].results
 
 
@@ -112,20 +112,20 @@ def test_the_bins_count_every_value(figure, shown):
 @pytest.mark.parametrize("n_bits", [8, 4])
 def test_clip_lines_stand_at_the_ends_of_the_integers(shown, n_bits):
     comparison = compared([shown], SIX[:-1], n_bits=n_bits)
-    axes = panel(strategy_figure(comparison, shown), "histogram")
+    axes = panel(observer_figure(comparison, shown), "histogram")
     qmin, qmax = numerics.integer_range(n_bits)
     low, high = axes.get_xlim()
     for result in comparison.taps[0].results:
-        places = [list(line.get_xdata()) for line in lines_of(axes, result.strategy)]
+        places = [list(line.get_xdata()) for line in lines_of(axes, result.observer)]
         assert places == [[qmin * result.scale] * 2, [qmax * result.scale] * 2]
         assert low < places[0][0] and places[1][0] < high
 
 
 def test_clip_lines_of_one_place_end_at_heights_of_their_own_above_the_bars(shown):
     comparison = compared([shown], ["minmax", "percentile:percentile_alpha=0.9999999", "minmax:clip_ratio=1.0"])
-    figure = strategy_figure(comparison, shown)
+    figure = observer_figure(comparison, shown)
     axes = panel(figure, "histogram")
-    ends = [lines_of(axes, label)[1].get_ydata()[1] for label in comparison.strategies]
+    ends = [lines_of(axes, label)[1].get_ydata()[1] for label in comparison.observers]
     assert len(set(ends)) == 3
     figure.draw_without_rendering()
     counts, _, _ = axes.patches[0].get_data()
@@ -136,7 +136,7 @@ def test_clip_lines_of_one_place_end_at_heights_of_their_own_above_the_bars(show
 def test_a_useless_scale_does_not_squeeze_the_values(comparison, shown):
     tap = comparison.taps[-1]
     wild = replace(tap, results=[tap.results[0], replace(tap.results[1], scale=1e6)])
-    axes = panel(strategy_figure(replace(comparison, strategies=SIX[:2], taps=[wild]), shown), "histogram")
+    axes = panel(observer_figure(replace(comparison, observers=SIX[:2], taps=[wild]), shown), "histogram")
     assert axes.get_xlim()[1] < 2 * float(shown.values.abs().max())
 
 
@@ -146,7 +146,7 @@ def test_a_useless_scale_does_not_squeeze_the_values(comparison, shown):
 def test_lines_are_the_quantized_values(figure, results):
     for name in ("reconstruction", "negative outliers", "positive outliers"):
         for result in results:
-            (line,) = lines_of(panel(figure, name), result.strategy)
+            (line,) = lines_of(panel(figure, name), result.observer)
             x = torch.as_tensor(line.get_xdata()).float()
             expected = numerics.dequantize(numerics.quantize(x, result.scale), result.scale)
             assert np.array_equal(line.get_ydata(), expected.numpy())
@@ -177,7 +177,7 @@ def test_enlarged_panels_hold_all_outliers_and_no_more(figure, comparison, shown
         inside = shown.values[(shown.values > low) & (shown.values < high)]
         assert (inside * sign).min() > 0
         bottom, top = axes.get_ylim()
-        for label in comparison.strategies:  # plateaus are in view
+        for label in comparison.observers:  # plateaus are in view
             (line,) = lines_of(axes, label)
             assert bottom < min(line.get_ydata()) and max(line.get_ydata()) < top
         (rug,) = lines_of(axes, "outliers")
@@ -187,7 +187,7 @@ def test_enlarged_panels_hold_all_outliers_and_no_more(figure, comparison, shown
 
 
 def test_another_threshold_of_the_comparison_is_followed(shown):
-    axes = panel(strategy_figure(compared([shown], SIX[:2], normal_ratio=0.9), shown), "positive outliers")
+    axes = panel(observer_figure(compared([shown], SIX[:2], normal_ratio=0.9), shown), "positive outliers")
     threshold = float(torch.quantile(shown.values.abs().flatten(), 0.9))
     above = shown.values[shown.values > threshold]
     assert axes.get_xlim()[0] < float(above.min()) and f"{above.numel()} values" in axes.get_title(loc="left")
@@ -195,7 +195,7 @@ def test_another_threshold_of_the_comparison_is_followed(shown):
 
 def test_known_outliers_are_the_ones_that_are_enlarged():
     known = synthetic_activations(0)
-    figure = strategy_figure(compared([known], source="synthetic values", real=False), known)
+    figure = observer_figure(compared([known], source="synthetic values", real=False), known)
     for name, sign in (("negative outliers", -1), ("positive outliers", 1)):
         low, high = sorted(abs(limit) for limit in panel(figure, name).get_xlim())
         assert 4 < low < 5.5 and 9.5 < high < 11
@@ -206,13 +206,13 @@ def test_known_outliers_are_the_ones_that_are_enlarged():
 def test_known_outliers_need_not_be_the_largest_values():
     values = heavy_tailed(0, 500)
     shown = TapActivations("x", 0, values, outliers=(values > 1) & (values < 2))
-    low, high = panel(strategy_figure(compared([shown]), shown), "positive outliers").get_xlim()
+    low, high = panel(observer_figure(compared([shown]), shown), "positive outliers").get_xlim()
     assert 0.9 < low < float(values[shown.outliers].min()) and float(values[shown.outliers].max()) < high < 2.1
 
 
 def test_a_side_without_outliers_has_no_panel():
     positive = TapActivations("x", 0, heavy_tailed(0, 500).abs())
-    names = [axes.get_label() for axes in strategy_figure(compared([positive]), positive).axes]
+    names = [axes.get_label() for axes in observer_figure(compared([positive]), positive).axes]
     assert "positive outliers" in names and "negative outliers" not in names
 
 
@@ -232,7 +232,7 @@ def test_cells_are_the_relative_errors(figure, comparison):
 
 
 def test_columns_are_named_below_the_lowest_maps():
-    figure = strategy_figure(invented({tap: 2 for tap in TAPS[:5]}), TapActivations("x", 0, heavy_tailed(0, 30)))
+    figure = observer_figure(invented({tap: 2 for tap in TAPS[:5]}), TapActivations("x", 0, heavy_tailed(0, 30)))
     names = {
         axes.get_label(): [text.get_text().replace("\n", "") for text in axes.get_xticklabels() if text.get_text()]
         for axes in figure.axes
@@ -244,7 +244,7 @@ def test_columns_are_named_below_the_lowest_maps():
 
 def test_colours_are_centred_on_the_baseline():
     comparison = invented({"x": 3}, SIX[:3], lambda layer, index: 2.0 ** (layer + 1) if index == 1 else 0.9)
-    image = panel(strategy_figure(comparison, TapActivations("x", 0, heavy_tailed(0, 30))), "MSE x").images[0]
+    image = panel(observer_figure(comparison, TapActivations("x", 0, heavy_tailed(0, 30))), "MSE x").images[0]
     assert image.norm(1.0) == pytest.approx(0.5) and image.norm(8.0) == pytest.approx(1.0)
     assert image.norm(2.0) - 0.5 == pytest.approx(0.5 - image.norm(0.5))  # as far apart in octaves
 
@@ -252,7 +252,7 @@ def test_colours_are_centred_on_the_baseline():
 def test_errors_without_a_ratio_have_colour_and_text():
     ratios = [math.inf, 0.0, 1e-9, 1e9, 0.5]
     comparison = invented({"x": 1}, ratio=lambda layer, index: ratios[index - 1])
-    axes = panel(strategy_figure(comparison, TapActivations("x", 0, heavy_tailed(0, 30))), "MSE x")
+    axes = panel(observer_figure(comparison, TapActivations("x", 0, heavy_tailed(0, 30))), "MSE x")
     cells = axes.images[0].get_array()[0]
     assert list(cells) == [LARGEST_RATIO, 1 / LARGEST_RATIO, 1 / LARGEST_RATIO, LARGEST_RATIO, 0.5]
     assert not np.ma.getmaskarray(axes.images[0].norm(cells)).any()
@@ -261,7 +261,7 @@ def test_errors_without_a_ratio_have_colour_and_text():
 
 def test_a_tap_without_layers_is_a_row_of_its_name():
     comparison = invented({"x": 4, "head_in": None})
-    figure = strategy_figure(comparison, TapActivations("head_in", None, heavy_tailed(0, 30)))
+    figure = observer_figure(comparison, TapActivations("head_in", None, heavy_tailed(0, 30)))
     head = panel(figure, "MSE head_in")
     assert head.images[0].get_array().shape == (1, 5)
     assert [text.get_text() for text in head.get_yticklabels()] == ["head_in"]
@@ -275,19 +275,19 @@ def test_a_tap_without_layers_is_a_row_of_its_name():
 
 
 @pytest.mark.parametrize(
-    ("taps", "strategies"),
+    ("taps", "observers"),
     [
         ({tap: 24 for tap in TAPS} | {"head_in": None}, SIX),
         ({tap: 6 for tap in TAPS}, EIGHT),
         ({"head_in": None}, EIGHT),
         ({tap: 64 for tap in TAPS[:3]}, SIX[:2]),
     ],
-    ids=["nine taps", "eight strategies", "one cell a strategy", "64 layers"],
+    ids=["nine taps", "eight observers", "one cell an observer", "64 layers"],
 )
-def test_nothing_overlaps(taps, strategies, tmp_path):
-    comparison = invented(taps, strategies, lambda layer, index: 1.1 ** (layer - 12 * index % 7))
+def test_nothing_overlaps(taps, observers, tmp_path):
+    comparison = invented(taps, observers, lambda layer, index: 1.1 ** (layer - 12 * index % 7))
     first = comparison.taps[0]
-    figure = strategy_figure(comparison, TapActivations(first.tap, first.layer, heavy_tailed(0, 3, 10)))
+    figure = observer_figure(comparison, TapActivations(first.tap, first.layer, heavy_tailed(0, 3, 10)))
     assert rendered(figure, tmp_path / "figure.png").width == 1200
     maps = [axes for axes in figure.axes if axes.get_label().startswith("MSE ")]
     assert len(maps) == len(taps)
@@ -327,8 +327,8 @@ def test_axes_and_colours_say_what_they_measure(figure):
     assert "mamba-tiny" in figure.get_suptitle() and "8 bits" in figure.get_suptitle()
 
 
-def test_every_strategy_has_its_own_colour_line_and_marker_in_all_panels(shown):
-    figure = strategy_figure(compared([shown], EIGHT), shown)
+def test_every_observer_has_its_own_colour_line_and_marker_in_all_panels(shown):
+    figure = observer_figure(compared([shown], EIGHT), shown)
     looks = {}
     for name in ("histogram", "reconstruction", "negative outliers", "positive outliers"):
         for label in EIGHT:
@@ -341,15 +341,15 @@ def test_every_strategy_has_its_own_colour_line_and_marker_in_all_panels(shown):
     assert len(set(zip(colours, dashes, strict=True))) == 8 and len(set(dashes)) >= 6 and len(set(markers)) == 8
 
 
-def test_the_legend_names_every_strategy_with_its_look_and_clip_points(figure, comparison, results):
+def test_the_legend_names_every_observer_with_its_look_and_clip_points(figure, comparison, results):
     (legend,) = [legend for part in figure.subfigs for legend in part.legends]
     entries = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
-    assert len(entries) == len(comparison.strategies)
+    assert len(entries) == len(comparison.observers)
     for result in results:
-        (line, _) = lines_of(panel(figure, "histogram"), result.strategy)
+        (line, _) = lines_of(panel(figure, "histogram"), result.observer)
         points = [f"{limit * result.scale:.3g}" for limit in numerics.integer_range(8)]
         clips = ", ".join(points).replace("-", "\N{MINUS SIGN}")
-        entry = f"{result.strategy}  [{clips}]"
+        entry = f"{result.observer}  [{clips}]"
         assert entries[entry].get_color() == line.get_color() and entries[entry].get_marker() == line.get_marker()
 
 
@@ -365,13 +365,13 @@ def test_the_legend_names_every_strategy_with_its_look_and_clip_points(figure, c
 )
 def test_degenerate_values_are_drawn(values, tmp_path):
     shown = TapActivations("x", 0, values)
-    figure = strategy_figure(compared([shown]), shown)
+    figure = observer_figure(compared([shown]), shown)
     assert rendered(figure, tmp_path / "figure.png").width == 1200
     assert panel(figure, "histogram").patches[0].get_data().values.sum() == values.numel()
 
 
 def test_dollar_signs_are_text(shown, tmp_path):
-    figure = strategy_figure(compared([shown], source="a_$\\frac{1$_b"), shown)
+    figure = observer_figure(compared([shown], source="a_$\\frac{1$_b"), shown)
     rendered(figure, tmp_path / "figure.png")
     assert "a_$\\frac{1$_b" in figure.get_suptitle()
 
@@ -379,4 +379,4 @@ def test_dollar_signs_are_text(shown, tmp_path):
 def test_only_what_was_compared_can_be_shown(comparison, shown):
     for other in (replace(shown, layer=7), replace(shown, values=shown.values[:1])):
         with pytest.raises(ValueError, match="none of the taps that were compared"):
-            strategy_figure(comparison, other)
+            observer_figure(comparison, other)

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from quamba.study.observers.comparison import Comparison, StrategyResult, TapComparison
+from quamba.study.observers.comparison import Comparison, ObserverResult, TapComparison
 from quamba.study.observers.report import (
     AGGREGATE_COLUMNS,
     DETAIL_COLUMNS,
@@ -16,19 +16,19 @@ from quamba.study.observers.report import (
 from quamba.study.observers.verdict import Rule, judge
 from tests.markdown_tables import parse_markdown
 
-ODD = "mine:name='a|b[/red]',other=[1]"  # a strategy whose arguments look like Markdown and like rich's markup
+ODD = "mine:name='a|b[/red]',other=[1]"  # an observer whose arguments look like Markdown and like rich's markup
 LONG = "outlier_aware:normal_ratio=0.9999,normal_level=124,clip_ratio=0.95,mantissa_bits=9"
 
 
-def result(strategy: str, mse: float = 1e-4, calibration: float | None = 32.5) -> StrategyResult:
-    return StrategyResult(strategy, 0.0353211, mse, 31.314, 0.000123, 57, 8.87e-3, 9.05e-3, mse / 1e-4, calibration)
+def result(observer: str, mse: float = 1e-4, calibration: float | None = 32.5) -> ObserverResult:
+    return ObserverResult(observer, 0.0353211, mse, 31.314, 0.000123, 57, 8.87e-3, 9.05e-3, mse / 1e-4, calibration)
 
 
-def comparison(*taps: str, strategies=("minmax", "mse"), calibration: float | None = 32.5) -> Comparison:
-    """Two layers of each tap, on which every strategy after the first has half the MSE of the one before."""
-    results = [result(name, 1e-4 * 0.5**i, calibration) for i, name in enumerate(strategies)]
+def comparison(*taps: str, observers=("minmax", "mse"), calibration: float | None = 32.5) -> Comparison:
+    """Two layers of each tap, on which every observer after the first has half the MSE of the one before."""
+    results = [result(name, 1e-4 * 0.5**i, calibration) for i, name in enumerate(observers)]
     compared = [TapComparison(tap, layer, 1000, 10, results) for layer in (0, 1) for tap in taps]
-    return Comparison("tiny", True, 8, list(strategies), compared)
+    return Comparison("tiny", True, 8, list(observers), compared)
 
 
 def shown(section: Section, width: int = TERMINAL_WIDTH) -> str:
@@ -41,7 +41,7 @@ def shown(section: Section, width: int = TERMINAL_WIDTH) -> str:
 # --- what is in the tables ---
 
 
-def test_a_tap_has_a_row_for_every_strategy():
+def test_a_tap_has_a_row_for_every_observer():
     section = detail_section(comparison("x").taps[1])
     assert section.title == "layers.1.x: 1000 values, 10 of them outliers"
     assert len(section.columns) == len(DETAIL_COLUMNS)
@@ -58,7 +58,7 @@ def test_a_tap_without_a_histogram_has_no_column_for_it():
 
 
 def test_where_nothing_was_lost_there_are_no_decibels():
-    perfect = StrategyResult("minmax", 1.0, 0.0, None, 0.0, 1, 0.0, 0.0, 1.0, None)
+    perfect = ObserverResult("minmax", 1.0, 0.0, None, 0.0, 1, 0.0, 0.0, 1.0, None)
     (row,) = detail_section(TapComparison("x", 0, 10, 0, [perfect])).rows
     assert row[DETAIL_COLUMNS.index("SQNR,\ndB")] == "-"
     (row,) = aggregate_sections(Comparison("tiny", True, 8, ["minmax"], [TapComparison("x", 0, 10, 0, [perfect])]))[
@@ -79,8 +79,8 @@ def test_there_is_an_aggregate_for_every_tap_and_one_for_all():
     assert [section.title for section in aggregate_sections(comparison("x"))] == ["tap x, all layers compared"]
 
 
-def test_the_verdict_is_a_line_for_the_rule_and_one_for_every_strategy():
-    rule, verdicts = Rule(), judge(comparison("x", strategies=("minmax", "mse", "mine")), Rule())
+def test_the_verdict_is_a_line_for_the_rule_and_one_for_every_observer():
+    rule, verdicts = Rule(), judge(comparison("x", observers=("minmax", "mse", "mine")), Rule())
     lines = verdict_lines(rule, verdicts)
     assert lines[0] == f"Rule: {rule.describe()}."
     assert lines[1:] == [f"- {found.sentence()}" for found in verdicts]
@@ -102,7 +102,7 @@ def test_every_section_is_a_well_formed_markdown_table(calibration):
 
 
 def test_bars_in_a_cell_are_escaped_in_markdown():
-    section = detail_section(comparison("x", strategies=("minmax", ODD)).taps[0])
+    section = detail_section(comparison("x", observers=("minmax", ODD)).taps[0])
     _, rows = parse_markdown(section.to_markdown())
     assert rows[2][0] == ODD.replace("|", "\\|")
 
@@ -111,7 +111,7 @@ def test_bars_in_a_cell_are_escaped_in_markdown():
 
 
 def test_the_terminal_shows_every_cell_of_the_widest_table():
-    section = detail_section(comparison("x", strategies=("minmax", "outlier_aware_adaptive")).taps[0])
+    section = detail_section(comparison("x", observers=("minmax", "outlier_aware_adaptive")).taps[0])
     text = shown(section)
     assert section.title in text
     assert all(cell in text for row in section.rows for cell in row)
@@ -119,8 +119,8 @@ def test_the_terminal_shows_every_cell_of_the_widest_table():
     assert max(map(len, text.splitlines())) <= TERMINAL_WIDTH
 
 
-def test_a_long_strategy_is_folded_and_its_figures_stay_whole():
-    section = detail_section(comparison("x", strategies=("minmax", LONG)).taps[0])
+def test_a_long_observer_is_folded_and_its_figures_stay_whole():
+    section = detail_section(comparison("x", observers=("minmax", LONG)).taps[0])
     text = shown(section)
     assert "…" not in text
     assert all(cell in text for row in section.rows for cell in row[1:])

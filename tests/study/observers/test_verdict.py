@@ -7,18 +7,18 @@ from dataclasses import asdict
 import pytest
 
 from quamba.evaluation.compare import Interval
-from quamba.study.observers.comparison import Comparison, StrategyResult, TapComparison
+from quamba.study.observers.comparison import Comparison, ObserverResult, TapComparison
 from quamba.study.observers.verdict import EndToEnd, Rule, judge, verdict_dict
 
 RULE = Rule()
 
 
 def comparison(*relative_mse: float, real: bool = True) -> Comparison:
-    """The baseline and one strategy on several taps, where the strategy has these MSEs relative to the baseline's."""
+    """The baseline and one observer on several taps, where the observer has these MSEs relative to the baseline's."""
     taps = []
     for layer, relative in enumerate(relative_mse):
         results = [
-            StrategyResult(name, 1.0, mse, None, 0.0, 1, 0.0, 0.0, mse, None)
+            ObserverResult(name, 1.0, mse, None, 0.0, 1, 0.0, 0.0, mse, None)
             for name, mse in (("minmax", 1.0), ("mine", relative))
         ]
         taps.append(TapComparison("x", layer, 10, 1, results))
@@ -32,7 +32,7 @@ def run(ppl: float, gain: tuple[float, float, float] | None = None) -> dict[str,
 
 def verdict(compared: Comparison, measured=None, rule: Rule = RULE):
     (found,) = judge(compared, rule, measured)
-    assert found.strategy == "mine"
+    assert found.observer == "mine"
     return found
 
 
@@ -42,7 +42,7 @@ CLEAR, SMALL, IN_NOISE, NONE = (1.0, 0.6, 1.4), (0.5, 0.4, 0.6), (1.0, 0.0, 2.0)
 @pytest.mark.parametrize(
     ("relative_mse", "measured", "adopt", "default", "words"),
     [
-        # the MSE falls by more than a tenth, or the strategy is out
+        # the MSE falls by more than a tenth, or the observer is out
         (0.95, None, False, False, "do not adopt"),
         (0.91, run(0.9, CLEAR), False, False, "do not adopt"),
         (0.90, run(0.9, CLEAR), False, False, "do not adopt"),
@@ -168,7 +168,7 @@ def test_the_data_say_what_the_words_say():
     }
     assert data["end_to_end"] == {"mine": {"ppl_ratio": [0.98, 0.97, 0.99], "accuracy_gain": list(CLEAR)}}
     (found,) = data["verdicts"]
-    assert (found["strategy"], found["adopt"], found["default"]) == ("mine", True, True)
+    assert (found["observer"], found["adopt"], found["default"]) == ("mine", True, True)
     assert (
         found["words"]
         == verdicts[0].sentence()
@@ -182,6 +182,6 @@ def test_the_data_of_a_rule_without_measurements():
     assert data["verdicts"][0]["adopt"] is None
 
 
-def test_every_strategy_but_the_baseline_is_judged():
+def test_every_observer_but_the_baseline_is_judged():
     compared = comparison(0.7)
-    assert [found.strategy for found in judge(compared, RULE)] == compared.strategies[1:]
+    assert [found.observer for found in judge(compared, RULE)] == compared.observers[1:]

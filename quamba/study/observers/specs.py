@@ -1,4 +1,4 @@
-"""A scale strategy: an observer with its constructor's arguments, as the command line names it."""
+"""An observer with its constructor's arguments, as the command line names it."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ MAX_BITS = 8  # taps are quantized to int8
 
 
 @dataclass(frozen=True)
-class Strategy:
+class ObserverSpec:
     """An observer's name and arguments; `label` is the text that it was named with."""
 
     label: str
-    observer: str
+    name: str
     options: Mapping = field(default_factory=dict, hash=False)
 
     def create(self, n_bits: int) -> Observer:
@@ -25,36 +25,36 @@ class Strategy:
         if n_bits > MAX_BITS:
             raise QuambaError(f"taps are quantized to 2 to {MAX_BITS} bits, not {n_bits}")
         try:
-            return create_tap_observer(self.observer, n_bits, self.options)
+            return create_tap_observer(self.name, n_bits, self.options)
         except QuambaError:
             raise
         except (TypeError, ValueError) as error:  # an argument of another type than the constructor works with
-            raise QuambaError(f"strategy {self.label!r}: {error}") from error
+            raise QuambaError(f"observer {self.label!r}: {error}") from error
 
 
-def parse_strategy(text: str) -> Strategy:
+def parse_spec(text: str) -> ObserverSpec:
     """`NAME` or `NAME:ARGUMENT=VALUE,ARGUMENT=VALUE`: `outlier_aware:normal_ratio=0.9999,normal_level=124`.
 
     Values are Python literals. Raises QuambaError for unknown observers and for arguments that are none.
     """
     name, _, arguments = text.partition(":")
     if name not in observer_names():
-        raise QuambaError(f"unknown strategy {name!r}: choose one of {', '.join(observer_names())}")
+        raise QuambaError(f"unknown observer {name!r}: choose one of {', '.join(observer_names())}")
     try:
         call = ast.parse(f"f({arguments})", mode="eval").body
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         if call.args or None in options or len(options) < len(call.keywords):  # `3`, `**{}`, an argument given twice
             raise ValueError
     except (SyntaxError, TypeError, ValueError, AttributeError) as error:
-        raise QuambaError(f"strategy {text!r}: write NAME or NAME:ARGUMENT=VALUE,... with plain values") from error
-    return Strategy(text, name, options)
+        raise QuambaError(f"observer {text!r}: write NAME or NAME:ARGUMENT=VALUE,... with plain values") from error
+    return ObserverSpec(text, name, options)
 
 
-def parse_strategies(texts: Iterable[str], baseline: str, n_bits: int) -> list[Strategy]:
+def parse_specs(texts: Iterable[str], baseline: str, n_bits: int) -> list[ObserverSpec]:
     """The baseline, then the others in their order, each once. Raises QuambaError before anything is measured."""
-    strategies = {text: parse_strategy(text) for text in (baseline, *texts)}
-    for strategy in strategies.values():
-        strategy.create(n_bits)
-    if len(strategies) < 2:
-        raise QuambaError(f"nothing to compare: {baseline!r} is the baseline, name another strategy")
-    return list(strategies.values())
+    specs = {text: parse_spec(text) for text in (baseline, *texts)}
+    for spec in specs.values():
+        spec.create(n_bits)
+    if len(specs) < 2:
+        raise QuambaError(f"nothing to compare: {baseline!r} is the baseline, name another observer")
+    return list(specs.values())

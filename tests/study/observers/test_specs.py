@@ -1,11 +1,11 @@
-"""The grammar of strategies, and what is said about a text that is none."""
+"""The grammar of observers, and what is said about a text that is none."""
 
 import pytest
 import torch
 
 from quamba.errors import QuambaError
 from quamba.observers.per_tensor import Observer, observer_names, register_observer
-from quamba.study.observers.strategies import BASELINE, Strategy, parse_strategies, parse_strategy
+from quamba.study.observers.specs import BASELINE, ObserverSpec, parse_spec, parse_specs
 
 
 @pytest.mark.parametrize(
@@ -29,27 +29,27 @@ from quamba.study.observers.strategies import BASELINE, Strategy, parse_strategi
     ],
     ids=str,
 )
-def test_a_strategy_is_an_observer_with_its_arguments(text, observer, options):
-    strategy = parse_strategy(text)
-    assert (strategy.label, strategy.observer) == (text, observer)
-    made = strategy.create(8)
+def test_an_observer_is_an_observer_with_its_arguments(text, observer, options):
+    spec = parse_spec(text)
+    assert (spec.label, spec.name) == (text, observer)
+    made = spec.create(8)
     assert made.name == observer
     assert {name: made.settings()[name] for name in options} == options
-    assert {**strategy.options} == options | ({"normal_level": None} if "None" in text else {})
+    assert {**spec.options} == options | ({"normal_level": None} if "None" in text else {})
 
 
 def test_every_use_makes_a_new_observer():
-    first, second = (parse_strategy("mse").create(8) for _ in range(2))
+    first, second = (parse_spec("mse").create(8) for _ in range(2))
     first.update(torch.ones(3))
     assert (first.count, second.count) == (3, 0)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_bits_are_those_of_the_taps(bits):
-    assert parse_strategy("mse").create(bits).n_bits == bits
+    assert parse_spec("mse").create(bits).n_bits == bits
 
 
-def test_an_observer_of_ones_own_is_a_strategy():
+def test_an_observer_of_ones_own_is_an_observer():
     @register_observer("mine")
     class Mine(Observer):
         def __init__(self, n_bits=8, clip_ratio=1.0, sym=True, sigmas=6.0):
@@ -61,22 +61,22 @@ def test_an_observer_of_ones_own_is_a_strategy():
         def _parameters(self):
             return self.range_parameters(-self.sigmas, self.sigmas)
 
-    assert parse_strategy("mine:sigmas=4").create(8).sigmas == 4
+    assert parse_spec("mine:sigmas=4").create(8).sigmas == 4
 
 
 # --- the list of them ---
 
 
 def test_the_baseline_comes_first_and_nobody_twice():
-    strategies = parse_strategies(["mse", "minmax", "mse", "mse:clip_ratio=0.9"], BASELINE, 8)
-    assert [strategy.label for strategy in strategies] == ["minmax", "mse", "mse:clip_ratio=0.9"]
-    strategies = parse_strategies(observer_names(), "mse", 8)
-    assert [strategy.label for strategy in strategies] == ["mse", *(n for n in observer_names() if n != "mse")]
+    specs = parse_specs(["mse", "minmax", "mse", "mse:clip_ratio=0.9"], BASELINE, 8)
+    assert [spec.label for spec in specs] == ["minmax", "mse", "mse:clip_ratio=0.9"]
+    specs = parse_specs(observer_names(), "mse", 8)
+    assert [spec.label for spec in specs] == ["mse", *(n for n in observer_names() if n != "mse")]
 
 
-def test_any_strategy_may_be_the_baseline():
+def test_any_observer_may_be_the_baseline():
     label = "outlier_aware:normal_ratio=0.9999"
-    assert parse_strategies(["mse"], label, 8)[0] == Strategy(label, "outlier_aware", {"normal_ratio": 0.9999})
+    assert parse_specs(["mse"], label, 8)[0] == ObserverSpec(label, "outlier_aware", {"normal_ratio": 0.9999})
 
 
 # --- mistakes ---
@@ -85,12 +85,12 @@ def test_any_strategy_may_be_the_baseline():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "unknown strategy 'best': choose one of minmax, percentile, outlier_aware, "),
-        ("", "unknown strategy '': choose one of minmax, "),
-        ("mse=3", "unknown strategy 'mse=3'"),
-        ("mse:0.9", "strategy 'mse:0.9': write NAME or NAME:ARGUMENT=VALUE,... with plain values"),
-        ("mse:clip_ratio", "strategy 'mse:clip_ratio': write NAME or NAME:ARGUMENT=VALUE"),
-        ("mse:clip_ratio=", "strategy 'mse:clip_ratio=': write"),
+        ("best", "unknown observer 'best': choose one of minmax, percentile, outlier_aware, "),
+        ("", "unknown observer '': choose one of minmax, "),
+        ("mse=3", "unknown observer 'mse=3'"),
+        ("mse:0.9", "observer 'mse:0.9': write NAME or NAME:ARGUMENT=VALUE,... with plain values"),
+        ("mse:clip_ratio", "observer 'mse:clip_ratio': write NAME or NAME:ARGUMENT=VALUE"),
+        ("mse:clip_ratio=", "observer 'mse:clip_ratio=': write"),
         ("mse:clip_ratio=0.9;sym=True", "write NAME or NAME:ARGUMENT=VALUE"),
         ("mse:clip_ratio=open('x')", "write NAME or NAME:ARGUMENT=VALUE"),
         ("mse:clip_ratio=half", "write NAME or NAME:ARGUMENT=VALUE"),
@@ -103,14 +103,14 @@ def test_any_strategy_may_be_the_baseline():
         ("mse:n_bits=4", "n_bits follows from the scheme"),
         ("minmax:sym=False", "taps are quantized symmetrically"),
         ("outlier_aware:normal_ratio=2", "normal_ratio must be in (0, 1], got 2"),
-        ("outlier_aware:normal_level='a'", "strategy \"outlier_aware:normal_level='a'\": "),
-        ("outlier_aware_adaptive:normal_ratios=3", "strategy 'outlier_aware_adaptive:normal_ratios=3': "),
+        ("outlier_aware:normal_level='a'", "observer \"outlier_aware:normal_level='a'\": "),
+        ("outlier_aware_adaptive:normal_ratios=3", "observer 'outlier_aware_adaptive:normal_ratios=3': "),
     ],
 )
-def test_a_text_that_is_no_strategy_is_refused_before_anything_is_measured(text, message):
+def test_a_text_that_is_no_observer_is_refused_before_anything_is_measured(text, message):
     for texts, baseline in (["mse", text], "minmax"), (["mse"], text):
         with pytest.raises(QuambaError) as error:
-            parse_strategies(texts, baseline, 8)
+            parse_specs(texts, baseline, 8)
         assert message in str(error.value)
         assert len(str(error.value).splitlines()) == 1
 
@@ -120,10 +120,10 @@ def test_a_text_that_is_no_strategy_is_refused_before_anything_is_measured(text,
 )
 def test_bits_that_taps_do_not_have_are_refused(bits, message):
     with pytest.raises(QuambaError, match=message):
-        parse_strategies(["mse"], "minmax", bits)
+        parse_specs(["mse"], "minmax", bits)
 
 
 @pytest.mark.parametrize("texts", [[], ["mse"], ["mse", "mse"]])
 def test_a_baseline_alone_is_nothing_to_compare(texts):
-    with pytest.raises(QuambaError, match="nothing to compare: 'mse' is the baseline, name another strategy"):
-        parse_strategies(texts, "mse", 8)
+    with pytest.raises(QuambaError, match="nothing to compare: 'mse' is the baseline, name another observer"):
+        parse_specs(texts, "mse", 8)
