@@ -92,7 +92,7 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
     """What the options mean for `quamba.quantize`, found before anything slow runs."""
     return {
         **utils.recipe_arguments(args, checkpoint.config),
-        "group_heads": utils.head_groups(args),
+        "group_heads": utils.channel_groups(args),
         "observer": utils.observer_spec(args),
         "observer_options": utils.observer_options(args),
         "calibration": run_texts.calibration_source(args, checkpoint),
@@ -260,7 +260,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
     utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
         utils.recipe_arguments(args)
-        mixed_precision_options.requested_search(args, utils.head_groups(args))
+        mixed_precision_options.requested_search(args, utils.channel_groups(args))
         if (bits := mixed_precision_options.lowest_bits(args, None)) is not None:
             weight_method(args, bits)
         utils.observer_options(args)

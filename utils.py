@@ -120,7 +120,7 @@ def run_name(args: argparse.Namespace) -> str:
     return f"{scheme_name(args)}{MIXED_SUFFIX if is_mixed_precision(args) else ''}"
 
 
-def head_groups(args: argparse.Namespace) -> ChannelGroups | None:
+def channel_groups(args: argparse.Namespace) -> ChannelGroups | None:
     """Those of Mamba2's heads and channels. Raises QuambaError for options that do nothing."""
     chosen = {name: getattr(args, name) for name in GROUP_OPTIONS.split() if getattr(args, name) is not None}
     if chosen and not args.group_heads:

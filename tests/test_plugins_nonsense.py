@@ -10,7 +10,7 @@ from quamba.numerics import integer_range
 from quamba.observers.per_tensor import Observer, create_observer, register_observer, try_observer
 from quamba.weights.rounding import FlipStatistics, apply_rounding, register_rounding, try_rounding
 from quamba.weights.rounding_base import DEFAULT_OPTIONS
-from quamba.weights.state import RoundingState
+from quamba.weights.rounding_state import RoundingState
 
 PARAMETERS = {
     "None": (None, r"_parameters\(\) must return \(scale, base\), two tensors, not None"),

@@ -98,13 +98,13 @@ inline std::vector<StepTensor> layer_tensors(const StepArguments& in, int count)
   return in.layers.vec();
 }
 
-// head: weight, scale, zero, input scale; logits float32 [B, V].
+// head: weight, scale, zero, scale of head_in; logits float32 [B, V].
 inline Head read_head(const StepArguments& in) {
   const std::vector<StepTensor> tensors = in.head.vec();
   const at::Tensor& logits = *in.logits;
   TORCH_CHECK_VALUE(in.norm_weight.has_value(), "logits need norm_weight");
   TORCH_CHECK_VALUE(tensors.size() == 4 && tensors[0].has_value() && tensors[1].has_value(),
-                    "head must be weight, scale, zero and input scale");
+                    "head must be weight, scale, zero and the scale of head_in");
   check_dtype(logits, at::kFloat, "logits");
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(0) == in.hidden.size(0) && logits.is_contiguous(),
                     "logits must be [B, V] and contiguous, got ", logits.sizes());
@@ -112,7 +112,7 @@ inline Head read_head(const StepArguments& in) {
   Head head{};
   head.weights = linear_weights(*tensors[0], *tensors[1], tensors[2], hidden, logits.size(1), in.group_sizes.back(), "head");
   head.norm_weight = floats_of(in.norm_weight, {hidden}, "norm_weight");
-  head.in_scale = floats_of(tensors[3], {}, "head's input scale");
+  head.in_scale = floats_of(tensors[3], {}, "scale of head_in");
   head.logits = logits.mutable_data_ptr<float>();
   return head;
 }
@@ -128,7 +128,7 @@ inline StepInput step_input(const StepArguments& in, int64_t channels, bool floa
   if (in.logits.has_value()) {
     input.head = read_head(in);
     TORCH_CHECK_VALUE(float_activations || in.dynamic || input.head->in_scale,
-                      "static scales need the head's input scale");
+                      "static scales need the scale of head_in");
   }
   return input;
 }

@@ -257,7 +257,7 @@ def _state_options(architecture: Architecture, recipe: QuantizationRecipe) -> di
 @torch.no_grad()
 def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence[Layer] | None) -> None:
     """Puts quantized linear layers in the slots of all nn.Linear of the decoder layers (None: empty ones), and takes
-    the vectors of those that alone read a norm into that norm's weight."""
+    the input scales of those that alone read a norm into that norm's weight."""
     readers = NORM_READERS.get(type(model).__name__, {})
     for index, layer in enumerate(decoder_layers(model)):
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]

@@ -1,4 +1,4 @@
-"""Which linear layers the weight path quantizes, in groups that share an input: one AWQ vector, one set of statistics.
+"""Which linear layers the weight path quantizes, in groups that share an input: AWQ's input scales, and statistics.
 
 Those of this package's mixers are known; of all others every nn.Linear of a decoder layer is found, and those that are
 called with the same tensor share it.
@@ -17,7 +17,7 @@ from ..models.mamba_slots import MambaSlot, mamba_slots
 from ..nn.taps import PER_TOKEN_TAPS
 from .base import Architecture, architecture_of
 
-# class of the model -> norm -> the linear layers that together are all that reads it: their vector goes into its weight
+# class of the model -> norm -> all linear layers that read it: its weight takes their input scales
 _LLAMA = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -30,7 +30,7 @@ class Site:
     """Linear layers of a decoder layer that read one activation; names are within the layer.
 
     `watched`: the module whose output (`of_output`) or whose input is that activation. `norm`: the norm that nothing
-    else reads, None where the vector cannot go into one. `scalable`: whether there may be a vector at all.
+    else reads, None where the input scales cannot go into one. `scalable`: whether there may be input scales at all.
     """
 
     linears: tuple[str, ...]
@@ -50,7 +50,7 @@ def mixer_sites(architecture: Architecture, name: str, float_activations: bool) 
     """Those of this package's mixer, which has that name within its layer.
 
     An int8 input with a static scale that serves others than linear layers too (of Mamba's x_proj and dt_proj) takes no
-    vector.
+    input scales.
     """
     return [
         Site(

@@ -1,6 +1,7 @@
 """A quantized model as plain floats, for tools that know nothing of this package.
 
-Every weight becomes what its integers stand for, vectors and rotations taken back into it; activations are not rounded.
+Every weight becomes what its integers stand for, input scales and rotations taken back into it; activations are not
+rounded.
 
 Dims: I in features, O out features, D d_inner, S heads, K conv width, H hidden, V vocabulary; X channels of the
 convolution.
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def _linear(linear: QuantLinear) -> dict[str, Tensor]:
-    weight = linear.multiplied(linear.dequantized())  # [O, I]: inputs come without the vector
+    weight = linear.multiplied(linear.dequantized())  # [O, I]: inputs come without the input scales
     return {"weight": weight} | ({} if linear.bias is None else {"bias": linear.bias})
 
 
@@ -79,8 +80,8 @@ def _out_proj(mixer: QuantMixer) -> dict[str, Tensor]:
 def _head(head: QuantHead) -> dict[str, Tensor]:
     weight = head.table.dequantized()  # [V, H]
     if head.input_multipliers is not None:
-        for vector, rows in zip(head.input_multipliers, head_chunks(len(weight), head.chunks), strict=True):
-            weight[rows.start : rows.stop] *= vector
+        for multiplier, rows in zip(head.input_multipliers, head_chunks(len(weight), head.chunks), strict=True):
+            weight[rows.start : rows.stop] *= multiplier
     return {"weight": weight}
 
 

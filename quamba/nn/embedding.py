@@ -47,7 +47,7 @@ class QuantHead(QuantModule):
     """lm_head with quantized weights; `tied_to` shares an embedding's table instead of owning one.
 
     `act`: the format of its input: int8 with the static scale `head_in_scale`, int8 with a scale per token, or float.
-    `chunks`: of rows, where each has a vector that float inputs are multiplied by, `input_multipliers` [C, H]; 0: none.
+    `chunks`: of rows, where each has multipliers of its float inputs, `input_multipliers` [C, H]; 0: none.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class QuantHead(QuantModule):
     ):
         super().__init__()
         self.act, self.chunks = act, chunks
-        vectors = torch.ones(chunks, hidden_size, dtype=torch.float32) if chunks else None
-        self.register_buffer("input_multipliers", vectors)
+        input_scales = torch.ones(chunks, hidden_size, dtype=torch.float32) if chunks else None
+        self.register_buffer("input_multipliers", input_scales)
         self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32) if act == STATIC else None)
         if tied_to is None:
             self.linear = QuantLinear(hidden_size, vocab_size, bias=False, spec=spec)
@@ -87,8 +87,8 @@ class QuantHead(QuantModule):
         if self.input_multipliers is not None:
             x, rows = hidden_states.float(), head_chunks(self.table.out_features, self.chunks)
             parts = [
-                self.table.product(x * vector, rows=chunk)
-                for vector, chunk in zip(self.input_multipliers, rows, strict=True)
+                self.table.product(x * multiplier, rows=chunk)
+                for multiplier, chunk in zip(self.input_multipliers, rows, strict=True)
             ]
             return torch.cat(parts, dim=-1)
         if self.act == FLOAT:

@@ -29,7 +29,7 @@ class QuantLinear(QuantWeight):
     ) -> "QuantLinear":
         """The weights of `linear` rounded to nearest, or the integers that a method of the weight path chose for them.
 
-        `multiplier`: keep a vector for the input even where the integers are for the input itself (it is ones then).
+        `multiplier`: keep multipliers of the input even where the integers are for the input itself (it is ones then).
         """
         quantized = cls(linear.in_features, linear.out_features, linear.bias is not None, spec, multiplier)
         if rounded is None:

@@ -132,7 +132,7 @@ class QuantMamba1Mixer(QuantMixer):
         cls, config, layer_idx: int, scheme: Scheme, multipliers: tuple[str, ...] = ()
     ) -> "QuantMamba1Mixer":
         """An empty mixer of the shape that a transformers MambaConfig or FalconMambaConfig describes; `multipliers`:
-        the linear layers that have a vector for their input."""
+        the linear layers that multiply their input."""
         return cls(
             scheme,
             layer_idx=layer_idx,

@@ -197,7 +197,7 @@ class QuantMamba2Mixer(QuantMixer):
         cls, config, layer_idx: int, scheme: Scheme, multipliers: tuple[str, ...] = (), state_bits: int = 32
     ) -> "QuantMamba2Mixer":
         """An empty mixer of the shape that a transformers Mamba2Config describes; `multipliers`: the linear layers
-        that have a vector for their input; dt_proj reads in_proj's."""
+        that multiply their input; dt_proj reads in_proj's."""
         return cls(
             scheme,
             layer_idx=layer_idx,

@@ -92,7 +92,7 @@ SCHEMAS = {
     # one token through every block: hidden float32 [B, H], conv_states [B, D, K] and ssm_states [B, D, N] of each layer
     # move on in place; `layers`: MAMBA1_STEP_TENSORS of each layer in turn; base as in `hadamard`; dynamic: scales per
     # token. With ssm_norm_eps x_proj's outputs stay float32, and dt, B and C are quantized behind an RMSNorm of each.
-    # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, input scale.
+    # With logits float32 [B, V] also the final norm, of weight [H], and the head: weight, scale, zero, head_in's scale.
     # group_sizes: of the uint4 weights of each layer, then of the head where there are logits; of int8 ones not read
     "mamba1_step": (
         "(Tensor(a!) hidden, Tensor?[] layers, Tensor(b!)[] conv_states, Tensor(c!)[] ssm_states, Tensor base, "

@@ -43,7 +43,7 @@ class RoundedModel:
     layers: list[Layer] = field(default_factory=list)
     head: RoundedWeight | None = None
     reports: dict[str, dict] = field(default_factory=dict)
-    vectors: tuple[str, ...] = ()  # the linear layers, by their name within a layer, whose input has a vector
+    scaled_inputs: tuple[str, ...] = ()  # the linear layers, by their name within a layer, whose input is scaled
     tokens: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -106,7 +106,7 @@ def round_weights(
     stack = LayerStack(model, windows[0])
     sites = find_sites(model, windows[0], float_activations)
     grids = [Grid.of(spec)] * len(sites) if isinstance(spec, TensorSpec) else [Grid.of(each) for each in spec]
-    result = RoundedModel(vectors=vector_names(sites, method), tokens=windows.numel())
+    result = RoundedModel(scaled_inputs=scaled_input_names(sites, method), tokens=windows.numel())
     states: list[Tensor] = []  # [B, L, H] each
     if folder and (left := folder.restore()):
         result.layers, result.reports, states = left
@@ -247,14 +247,14 @@ def _account(name: str, report: SiteReport) -> str:
     return " ".join(parts)
 
 
-def vector_names(sites: list[list[Site]], method: WeightMethod) -> tuple[str, ...]:
-    """The linear layers, by their name within a layer, whose inputs a quantized model multiplies by a vector."""
+def scaled_input_names(sites: list[list[Site]], method: WeightMethod) -> tuple[str, ...]:
+    """The linear layers, by their name within a layer, whose inputs a quantized model multiplies."""
     if not method.scales_inputs:
         return ()
-    return tuple(dict.fromkeys(name for layer in sites for site in layer for name in _own_vector(site)))
+    return tuple(dict.fromkeys(name for layer in sites for site in layer for name in _own_scaled_input(site)))
 
 
-def _own_vector(site: Site) -> Iterator[str]:
-    """Those of a site that takes a vector which does not go into a norm's weight."""
+def _own_scaled_input(site: Site) -> Iterator[str]:
+    """Those of a site that takes input scales which do not go into a norm's weight."""
     if site.scalable and site.norm is None:
         yield from site.linears

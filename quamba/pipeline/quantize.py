@@ -25,7 +25,7 @@ from ..weights.method import DEFAULT_METHODS, WeightMethod
 from .resume import ResumeFolder
 from .scales import CalibrationRun, channel_order_key, check_scale_arguments, scale_source
 from .transform import transform
-from .weights import WeightRun, expect_vectors, plan_weight_run
+from .weights import WeightRun, expect_input_scales, plan_weight_run
 
 
 def quantize(
@@ -175,10 +175,12 @@ def _rewrite(
     rounded = rounding.run(model, progress) if rounding else None
     layers = rounded.layers if rounded else None
     if rounded:
-        vectors = None if rounded.head is None else rounded.head.input_scales
-        recipe = replace(recipe, multipliers=rounded.vectors, lm_head_chunks=0 if vectors is None else len(vectors))
+        input_scales = None if rounded.head is None else rounded.head.input_scales
+        recipe = replace(
+            recipe, multipliers=rounded.scaled_inputs, lm_head_chunks=0 if input_scales is None else len(input_scales)
+        )
         if recipe.quantizes_activations:
-            expect_vectors(model, layers, recipe)
+            expect_input_scales(model, layers, recipe)
     result = source.run(model, orders, progress) if isinstance(source, CalibrationRun) else source
     convert.convert(model, recipe, result.scales() if result else {}, layers, rounded.head if rounded else None)
     if architecture_of(model):

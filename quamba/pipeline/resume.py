@@ -133,7 +133,7 @@ class ResumeFolder:
     def keep(self, layers: list[Layer], reports: dict[str, dict], hidden: list[Tensor], first: int) -> None:
         """Writes the layers from `first` on, the reports so far, and the hidden states [B, L, H] behind them."""
         tensors = {
-            f"{index}|{name}|{part}": tensor.clone()  # linears may share a vector: safetensors does not
+            f"{index}|{name}|{part}": tensor.clone()  # linears may share input scales: safetensors does not
             for index, layer in enumerate(layers[first:], start=first)
             for name, rounded in layer.items()
             for part in PARTS

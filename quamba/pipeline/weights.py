@@ -98,12 +98,12 @@ def plan_weight_run(
 
 
 @torch.no_grad()
-def expect_vectors(model: PreTrainedModel, layers: Sequence[Layer], recipe: QuantizationRecipe) -> None:
-    """Gives the activations of a float model's Mamba blocks the vectors that their weights were rounded for, before a
-    calibration.
+def expect_input_scales(model: PreTrainedModel, layers: Sequence[Layer], recipe: QuantizationRecipe) -> None:
+    """Divides the activations of a float model's Mamba blocks by the input scales that their weights were rounded for.
 
-    in_proj's goes into the norm, whose weight is ones; out_proj's behind the Hadamard rotation. Other linear layers of
-    a block have none with int8 activations. Logits stay. Raises QuambaError for a vector elsewhere.
+    Before a calibration. in_proj's go into the norm, whose weight is ones; out_proj's stand behind the Hadamard
+    rotation. Other linear layers of a block have none with int8 activations. Logits stay. Raises QuambaError for input
+    scales elsewhere.
     """
     for slot in mamba_slots(model):
         group_size = recipe.layer_scheme(slot.index).weight.group_size
@@ -117,6 +117,8 @@ def expect_vectors(model: PreTrainedModel, layers: Sequence[Layer], recipe: Quan
             elif within == "out_proj":
                 slot.mixer.out_multiplier = inverse
             else:
-                raise QuambaError(f"layers.{slot.index}.{name} has an int8 input with one scale, which takes no vector")
+                raise QuambaError(
+                    f"layers.{slot.index}.{name} has an int8 input with one scale, which takes no input scales"
+                )
             weight = slot.mixer.get_submodule(within).weight
             weight.copy_(effective_weight(integers, group_size) * integers.input_scales)

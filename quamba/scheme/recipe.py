@@ -121,8 +121,8 @@ class QuantizationRecipe:
     lm_head_bits: int | None = None
     tied_head: bool = False  # one quantized table serves embedding and head
     rotate_residual: bool = False
-    multipliers: tuple[str, ...] = ()  # linear layers, by their name in a block, whose input has a vector (AWQ)
-    lm_head_chunks: int = 0  # of the head's rows, where the input has a vector for each
+    multipliers: tuple[str, ...] = ()  # linear layers, by their name in a block, whose input is scaled (AWQ)
+    lm_head_chunks: int = 0  # of the head's rows, where each has input scales of its own
     layers: tuple[Scheme, ...] = ()  # of every decoder layer, where they differ
     reordered: bool = False  # whether heads and channels of Mamba2 stand in another order, in groups with a scale each
     state_bits: int = 32  # of Mamba2's cached SSM states: 8 (int8 with static scales) or 32 (float)

@@ -81,7 +81,7 @@ def search_scales(
     n_grid: int = 20,
     output_rows: int | None = None,
 ) -> AwqResult:
-    """One alpha and one vector of scales for the linears that share an input: the least error summed over them.
+    """One alpha and one set of input scales for the linears that share an input: the least error summed over them.
 
     weights: [O, I] each, any float dtype, read as float32; O may differ. output_rows: the most sampled rows that the
     error is taken on, evenly spread over the sample (None: all). alpha = i / n_grid for i = 0..n_grid; of equal errors
@@ -95,9 +95,9 @@ def search_scales(
     rows = compact_rows(sample)  # [k, I]
     salience = statistics.salience
     alphas = [step / n_grid for step in range(n_grid + 1)]
-    vectors = [channel_scales(salience, alpha) for alpha in alphas]
+    input_scales = [channel_scales(salience, alpha) for alpha in alphas]
     errors = []
-    for alpha, scales in zip(alphas, vectors, strict=True):
+    for alpha, scales in zip(alphas, input_scales, strict=True):
         error = sum(squared_output_error(weight, rows, scales, grid) for weight in weights) / len(sample)
         if not math.isfinite(error):
             raise QuambaError(
@@ -105,7 +105,7 @@ def search_scales(
             )
         errors.append(error)
     best = min(range(len(alphas)), key=errors.__getitem__)
-    return AwqResult(alphas[best], vectors[best], errors)
+    return AwqResult(alphas[best], input_scales[best], errors)
 
 
 def squared_output_error(weight: Tensor, rows: Tensor, scales: Tensor, grid: Grid) -> float:

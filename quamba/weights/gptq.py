@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import numerics
 from ..errors import QuambaError
 from .grid import Grid
-from .state import RoundingState
+from .rounding_state import RoundingState
 from .statistics import dead_channels
 
 logger = logging.getLogger(__name__)

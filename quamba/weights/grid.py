@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import numerics
 from ..errors import QuambaError
 from ..scheme.recipe import TensorSpec
-from .state import RoundingState
+from .rounding_state import RoundingState
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the rows of a head are cut into chunks, each of which may have an AWQ vector of its own."""
+"""How the rows of a head are cut into chunks, each of which may have AWQ input scales of its own."""
 
 from ..ops.layout import OUTPUTS
 

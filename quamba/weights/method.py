@@ -17,7 +17,7 @@ from .grid import Grid
 from .head import head_chunks
 from .rounded import RoundedWeight
 from .rounding import FlipOptions, FlipStatistics, apply_rounding, get_rounding
-from .state import RoundingState
+from .rounding_state import RoundingState
 from .statistics import InputStatistics
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
@@ -112,7 +112,7 @@ def round_linears(
     """The integers of linear layers [O, I] that share an input, by name, and how well they fit.
 
     `statistics`: of the input, None where the method needs none (the report is then None). `norm_weight` [I]: of the
-    norm that the vector goes into; `scalable`: whether there may be a vector; `output_rows`: sampled tokens that it is
+    norm that the input scales go into; `scalable`: whether there may be any; `output_rows`: sampled tokens that it is
     searched on (None: all). Raises QuambaError where the statistics are unfit.
     """
     if statistics is None:
@@ -176,7 +176,7 @@ def foldable(scales: Tensor, norm_weight: Tensor) -> Tensor:
 
 
 def effective_weight(rounded: RoundedWeight, group_size: int | None) -> Tensor:
-    """The weight that the integers and the vector together stand for, float32 [O, I]."""
+    """The weight that the integers and the input scales together stand for, float32 [O, I]."""
     columns = rounded.integers.shape[1]
     state = RoundingState(
         rounded.integers, rounded.integers.float(), rounded.scale, rounded.zero, group_size or columns, 0, 0
@@ -190,7 +190,7 @@ def round_head(
 ) -> tuple[RoundedWeight, list[SiteReport]]:
     """The integers of a head [V, I] in chunks of rows, and a report of each.
 
-    Where the method scales inputs and may, `input_scales` is [C, I], a vector for each chunk; else it is None.
+    Where the method scales inputs and may, `input_scales` is [C, I], those of each chunk; else it is None.
     """
     parts, reports = [], []
     for rows in head_chunks(weight.shape[0], method.lm_head_chunks):
@@ -199,8 +199,8 @@ def round_head(
         parts.append(rounded[""])
         reports.append(report)
     whole = [torch.cat([getattr(part, name) for part in parts]) for name in ("integers", "scale", "zero")]
-    vectors = None
+    input_scales = None
     if method.scales_inputs and scalable:
         ones = torch.ones(weight.shape[1], dtype=torch.float32)
-        vectors = torch.stack([ones if part.input_scales is None else part.input_scales for part in parts])
-    return RoundedWeight(*whole, vectors), reports
+        input_scales = torch.stack([ones if part.input_scales is None else part.input_scales for part in parts])
+    return RoundedWeight(*whole, input_scales), reports

@@ -23,6 +23,6 @@ class RoundedWeight:
     input_scales: Tensor | None = None
 
     def split(self, sizes: Sequence[int]) -> list["RoundedWeight"]:
-        """Copies of so many rows each, one behind the other, all O of them; they share the vector."""
+        """Copies of so many rows each, one behind the other, all O of them; they share the input scales."""
         parts = (getattr(self, name).split(list(sizes)) for name in ("integers", "scale", "zero"))
         return [RoundedWeight(*(part.clone() for part in rows), self.input_scales) for rows in zip(*parts, strict=True)]

@@ -25,7 +25,7 @@ from .rounding_base import (
     rounding_names,
     try_rounding,
 )
-from .state import RoundingState
+from .rounding_state import RoundingState
 from .statistics import dead_channels
 
 __all__ = [

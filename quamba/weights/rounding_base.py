@@ -18,7 +18,7 @@ from ..errors import QuambaError
 from ..numerics import integer_range, quantize
 from ..registry import Registry
 from .knee import OutlierMask, outlier_mask_fixed, outlier_mask_knee, share_of
-from .state import RoundingState
+from .rounding_state import RoundingState
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ def test_a_llama_layer_has_four_sites_and_two_of_them_alone_read_a_norm(tokens):
     assert sites[1][2].name == "mlp.gate_proj+up_proj"
 
 
-def test_the_vector_of_a_class_that_is_not_known_goes_into_no_norm(tokens):
+def test_the_input_scales_of_a_class_that_is_not_known_go_into_no_norm(tokens):
     class Unheard(type(tiny_llama())):
         pass
 

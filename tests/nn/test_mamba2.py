@@ -128,8 +128,8 @@ def test_in_proj_is_split_into_z_x_B_C_and_dt(tiny_mamba2, scheme):
     chosen = torch.randint(0, 7, linear.weight.shape, generator=generator).to(whole.weight.dtype)
     scale = (0.5 + torch.rand(164, 1, generator=generator)).half().float()  # rows of 32 columns: one group each
     zero = torch.full((164, 1), 3.0)
-    vector = 0.5 + torch.rand(32, generator=generator)
-    rounded = RoundedWeight(chosen, scale, zero, vector)
+    input_scales = 0.5 + torch.rand(32, generator=generator)
+    rounded = RoundedWeight(chosen, scale, zero, input_scales)
     scales = dict.fromkeys(static_tap_names(model, recipe), torch.tensor(0.1))
     convert(model, recipe, scales, [{}, {"mixer.in_proj": rounded}])
     nearest, given = (layer.mixer for layer in model.backbone.layers)

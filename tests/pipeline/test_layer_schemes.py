@@ -136,13 +136,13 @@ def test_every_method_rounds_each_layer_to_its_format(tiny_ssm, tokens, layers, 
 
 
 @pytest.mark.parametrize("layers", [("w4a16", "w8a8"), ("w4a8", "w8a16")], ids="+".join)
-def test_vectors_stand_where_integers_allow_them_in_every_layer(tiny_ssm, tokens, layers):
-    """x_proj's and dt_proj's inputs are int8 in some layers: no layer has a vector there, and all have the others."""
+def test_input_scales_stand_where_integers_allow_them_in_every_layer(tiny_ssm, tokens, layers):
+    """x_proj's and dt_proj's inputs are int8 in some layers: none has scales there, and all have the others."""
     model = mixed(tiny_ssm(), layers, weights=WeightMethod("awq"), weight_text=WINDOWS)
     assert recipe_of(model).multipliers == ("mixer.in_proj", "mixer.out_proj")
     for layer in model.backbone.layers:
-        vectors = {name for name, buffer in layer.mixer.named_buffers() if name.endswith("input_multiplier")}
-        assert vectors == {"in_proj.input_multiplier", "out_proj.input_multiplier"}
+        input_scales = {name for name, buffer in layer.mixer.named_buffers() if name.endswith("input_multiplier")}
+        assert input_scales == {"in_proj.input_multiplier", "out_proj.input_multiplier"}
 
 
 def test_an_interrupted_run_goes_on_with_the_formats_of_its_layers(tiny_ssm, tokens, tmp_path):

@@ -107,7 +107,7 @@ def test_a_mamba_is_rounded_at_its_taps(tiny_mamba, windows):
 
     model, result = rounded(windows, METHODS["awq"], build)
     assert set(result.layers[0]) == {f"mixer.{name}_proj" for name in ("in", "x", "dt", "out")}
-    assert result.vectors == ("mixer.in_proj", "mixer.x_proj", "mixer.dt_proj", "mixer.out_proj")
+    assert result.scaled_inputs == ("mixer.in_proj", "mixer.x_proj", "mixer.dt_proj", "mixer.out_proj")
     nearest = Grid.of(SPEC).nearest(tiny_mamba().backbone.layers[0].mixer.in_proj.weight)
     assert not torch.equal(model.backbone.layers[0].mixer.in_proj.weight, nearest.dequantized())
 
@@ -120,7 +120,7 @@ def test_a_mamba2_is_rounded_at_its_taps(tiny_mamba2, windows):
 
     model, result = rounded(windows, METHODS["awq"], build)
     assert set(result.layers[0]) == {"mixer.in_proj", "mixer.out_proj"}
-    assert result.vectors == ("mixer.in_proj", "mixer.out_proj")
+    assert result.scaled_inputs == ("mixer.in_proj", "mixer.out_proj")
     assert torch.equal(
         model.backbone.layers[0].mixer.in_proj.weight, effective_weight(result.layers[0]["mixer.in_proj"], 32)
     )

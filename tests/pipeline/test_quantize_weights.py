@@ -80,7 +80,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_are_rounded_too(tmp_path, tiny_tokenizer, tokens, family):
-    """Each near its float model, the same after a reload, and with a vector for every linear layer or in a norm."""
+    """Each near its float model, the same after a reload, and with input scales for every linear layer or in a norm."""
     config, model_class = FAMILIES[family]
     sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     torch.manual_seed(1)
@@ -97,7 +97,7 @@ def test_other_families_are_rounded_too(tmp_path, tiny_tokenizer, tokens, family
     assert folded == (0 if family == "OLMo 2" else 2 * 5)
 
 
-def test_the_vectors_are_where_they_cost_nothing(tokens):
+def test_the_input_scales_are_where_they_cost_nothing(tokens):
     """Of linear layers that alone read a norm in its weight, of others beside the weights."""
     model, plain = quantized(tiny_llama()), tiny_llama()
     for layer, before in zip(model.model.layers, plain.model.layers, strict=True):
@@ -107,7 +107,7 @@ def test_the_vectors_are_where_they_cost_nothing(tokens):
 
 
 def test_a_folded_norm_in_16_bits_is_exact(tokens):
-    """The vector is chosen so that the folded weight needs no rounding: what the norm gives times it is as before."""
+    """The folded weight needs no rounding with input scales chosen so: the norm's output times it is as before."""
     model, plain = quantized(tiny_llama(dtype=torch.bfloat16)), tiny_llama(dtype=torch.bfloat16)
     layer, before = model.model.layers[0], plain.model.layers[0]
     weight = layer.self_attn.q_proj.dequantized() * layer.input_layernorm.weight.float()  # what the norm's weight meets
@@ -127,7 +127,7 @@ def test_the_tables_of_a_llama_too(tmp_path, tiny_tokenizer, tokens, tables, tie
 
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w4a8", "w8a8", "w3a8"])
-def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_ssm, tiny_tokenizer, tokens, scheme):
+def test_a_mamba_with_input_scales_is_saved_and_loaded(tmp_path, tiny_ssm, tiny_tokenizer, tokens, scheme):
     model = quantized(tiny_ssm(), scheme)
     quamba.save(model, tiny_tokenizer, tmp_path / "saved")
     again, _ = quamba.load(str(tmp_path / "saved"))
@@ -136,7 +136,7 @@ def test_a_mamba_with_vectors_is_saved_and_loaded(tmp_path, tiny_ssm, tiny_token
 
 
 def test_activation_scales_are_of_the_divided_inputs(tiny_mamba, monkeypatch):
-    """A vector of a thousand on every channel: the scales at in_proj and out_proj come a thousand times smaller."""
+    """Input scales of a thousand on every channel: the scales at in_proj and out_proj come a thousand times smaller."""
     plain = quantized(tiny_mamba(), "w8a8", WeightMethod())
     large = method.search_scales
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quamba.weights.grid import Grid
 from quamba.weights.rounding import FlipOptions
-from quamba.weights.state import RoundingState
+from quamba.weights.rounding_state import RoundingState
 
 GRIDS = [Grid(3, False, 8), Grid(4, False, 32), Grid(4, False, None), Grid(8, False, 8), Grid(8, True, None)]
 

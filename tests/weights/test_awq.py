@@ -47,8 +47,8 @@ def error_of(weight: Tensor, x: Tensor, grid: Grid, scales: Tensor, bias: Tensor
 
 def curve(weight: Tensor, x: Tensor, grid: Grid, n_grid: int, bias: Tensor | float = 0.0, offset: float = 0.0) -> list:
     salience = x.double().square().mean(dim=0).float()
-    vectors = [(salience + offset).pow(i / n_grid).clamp(min=1e-5) for i in range(n_grid + 1)]
-    return [error_of(weight, x, grid, scales, bias) for scales in vectors]
+    input_scales = [(salience + offset).pow(i / n_grid).clamp(min=1e-5) for i in range(n_grid + 1)]
+    return [error_of(weight, x, grid, scales, bias) for scales in input_scales]
 
 
 def least(errors: list[float]) -> int:
@@ -92,7 +92,7 @@ def test_flat_salience_leaves_the_weight_alone_as_the_smaller_of_equal_alphas_wi
     assert torch.equal(result.scales, torch.ones(COLUMNS))
 
 
-def test_at_alpha_0_the_vector_is_exactly_ones_even_for_a_channel_that_is_never_on():
+def test_at_alpha_0_the_input_scales_are_exactly_ones_even_for_a_channel_that_is_never_on():
     assert torch.equal(channel_scales(torch.tensor([0.0, 1e-30, 3.7, 1e30]), 0.0), torch.ones(4))
 
 
@@ -121,7 +121,7 @@ def test_the_chosen_error_is_never_above_that_of_plain_rounding(grid, seed):
     assert result.errors[0] == pytest.approx(plain, rel=1e-3)
 
 
-def test_linears_that_share_an_input_share_the_vector_of_the_summed_error():
+def test_linears_that_share_an_input_share_the_input_scales_of_the_summed_error():
     x = few_large()
     first, second = random(9, COLUMNS), random(40, COLUMNS, seed=2)
     second[:, [3, 17, 40]] *= 0.02  # this one hardly reads the large channels

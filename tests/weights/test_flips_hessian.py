@@ -9,7 +9,7 @@ from quamba.errors import QuambaError
 from quamba.weights import rounding
 from quamba.weights.grid import Grid
 from quamba.weights.rounding import FlipOptions, flip_by_hessian, flip_by_mean, hessian_error, mean_error
-from quamba.weights.state import RoundingState
+from quamba.weights.rounding_state import RoundingState
 from tests.weights.rounding_cases import (
     GRIDS,
     Moments,

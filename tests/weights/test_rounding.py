@@ -21,7 +21,7 @@ from quamba.weights.rounding import (
     register_rounding,
     rounding_names,
 )
-from quamba.weights.state import RoundingState
+from quamba.weights.rounding_state import RoundingState
 from tests.weights.rounding_cases import (
     Moments,
     assert_only_flips,

@@ -88,10 +88,10 @@ def predict(
 ) -> None:
     """The final norm and the head on hidden [B, H], into float32 logits [B, V].
 
-    `head`: weight, scale, zero, input scale. `act`: whether its input is int8, and with a scale for every row.
+    `head`: weight, scale, zero, scale of head_in. `act`: whether its input is int8, and with a scale for every row.
     """
     if norm_weight is None or len(head) != 4:
-        raise ValueError("logits need norm_weight and a head of weight, scale, zero and input scale")
+        raise ValueError("logits need norm_weight and a head of weight, scale, zero and the scale of head_in")
     weight, scale, zero, in_scale = head
     int8, dynamic = act
     x, x_scale = ops.rms_norm(hidden, eps) * norm_weight, None  # [B, H]

@@ -144,7 +144,7 @@ def values_of(tensor: Values) -> Tensor:
     """The values of a tensor, or those that a module's integers stand for: float32 [O, I] of the unscaled input."""
     if isinstance(tensor, ScaledWeight):
         return values_of(tensor.weight).float() * tensor.factors
-    if isinstance(tensor, QuantLinear):  # with the vector of its input (AWQ), which the integers expect
+    if isinstance(tensor, QuantLinear):  # with the multiplier of its input (AWQ), which the integers expect
         return tensor.multiplied(tensor.dequantized())
     if isinstance(tensor, QuantWeight | QuantConv1d):
         return tensor.dequantized()

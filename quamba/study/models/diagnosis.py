@@ -131,12 +131,12 @@ def model_tensors(model: nn.Module) -> dict[str, Values]:
 
 
 def _head_weight(head: QuantHead) -> Values:
-    """[V, H], with the vectors that chunks of its rows have (AWQ)."""
-    table, vectors = head.table, head.input_multipliers
-    if vectors is None:
+    """[V, H], with the input scales that chunks of its rows have (AWQ)."""
+    table, input_scales = head.table, head.input_multipliers
+    if input_scales is None:
         return table
     rows = head_chunks(table.out_features, head.chunks)
-    return ScaledWeight(table, torch.cat([v.expand(len(r), -1) for v, r in zip(vectors, rows, strict=True)]))
+    return ScaledWeight(table, torch.cat([v.expand(len(r), -1) for v, r in zip(input_scales, rows, strict=True)]))
 
 
 def _comparable_blocks(a: PreTrainedModel, b: PreTrainedModel, notes: list[str]) -> list[RunningDifference]:

@@ -78,7 +78,7 @@ def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
 
 def test_a_search_knows_the_rest_of_the_recipe():
     args = parse("--hybrid_search", "20MB", "--group_size", "32", "--dynamic", "--rotate_residual", "--group_heads")
-    search = mixed_precision_options.requested_search(args, utils.head_groups(args))
+    search = mixed_precision_options.requested_search(args, utils.channel_groups(args))
     assert (search.group_size, search.dynamic, search.rotate_residual) == (32, True, True)
     assert search.group_heads == ChannelGroups(4, 4)
 
