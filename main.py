@@ -10,7 +10,7 @@ from rich.table import Table
 
 import quamba
 import utils
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import check_model_type, check_quantizable
 from quamba.calibration.run import CalibrationResult, CalibrationText
 from quamba.checkpoint import (
@@ -33,7 +33,6 @@ from quamba.evaluation.log import environment, kernels_run, write_log
 from quamba.evaluation.summary import summary_table
 from quamba.mixed_precision.layer_file import write_layer_schemes
 from quamba.mixed_precision.run import search_schemes
-from quamba.models.mamba_slots import mamba_layers
 from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
@@ -140,7 +139,7 @@ def search_layer_schemes(
         model,
         text.windows(tokenizer),
         search,
-        utils.observers(args, architecture_of(model).taps) if run_texts.calibrates(args) else {},
+        utils.observers(args, Anatomy.of(model).architecture.taps) if run_texts.calibrates(args) else {},
         options=arguments["observer_options"],
         batch_size=text.batch_size,
     )
@@ -238,7 +237,7 @@ def check_checkpoint(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
 def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) -> None:
     """Raises QuambaError for options that the blocks of the loaded model have no use for."""
     if run_texts.calibrates(args):
-        utils.observer_options(args, architecture_of(model).taps)
+        utils.observer_options(args, Anatomy.of(model).architecture.taps)
     if arguments["group_heads"]:
         asked = [name for name in utils.GROUP_OPTIONS.split() if getattr(args, name) is not None]
         arguments["group_heads"].check(model, asked)
@@ -320,7 +319,7 @@ def measure_run(
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
     items = result.item_values() | ({"float": float_result.item_values()} if float_result else {})
-    blocks = mamba_layers(model) if recipe else []
+    blocks = Anatomy.of(model).has_blocks if recipe else []
     say()
     say(summary_table(log, compare(float_result, result) if float_result else None))
     for line in report_lines(log, blocks):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from quamba import QuambaError
-from quamba.architectures.base import BLOCK_TAPS
+from quamba.architectures.table import BLOCK_TAPS
 from quamba.calibration.channel_groups import ChannelGroups
 from quamba.calibration.defaults import check_observer_options, parse_observers
 from quamba.checkpoint import Checkpoint

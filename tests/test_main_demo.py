@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import main
-from quamba.architectures.base import ARCHITECTURES
+from quamba.architectures.table import ARCHITECTURES
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.text.data import EMBEDDED_MODELS
 from tests.test_main import place, process_state, read_log  # noqa: F401 (fixtures)

@@ -8,7 +8,7 @@ import torch
 
 import utils
 from quamba import QuambaError
-from quamba.architectures.base import BLOCK_TAPS
+from quamba.architectures.table import BLOCK_TAPS
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.checkpoint import Checkpoint
 from quamba.commands.quantize import texts as run_texts

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import QuambaError
-from ..models.layer_stack import decoder_layers, final_norm
-from ..models.mamba_slots import HYBRID_TYPES, MambaSlot, block_config, hybrid_of, mamba_slots
+from ..models.mamba_slot import MambaSlot
 from ..models.tying import state_tying, untie_embedding
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import WeightOnlyLinear
@@ -20,8 +19,9 @@ from ..nn.taps import STATE_TAP, static_taps, tap_name
 from ..scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
 from ..weights.awq import fold_into_norm
 from ..weights.rounded import RoundedWeight
-from .base import ARCHITECTURES, Architecture, architecture_of
-from .linear_sites import NORM_READERS
+from .anatomy import Anatomy
+from .base import Architecture
+from .table import ARCHITECTURES, norm_readers
 
 HEAD_TAP = "head_in"
 
@@ -34,42 +34,42 @@ def check_model_type(model_type: str, scheme: Scheme | None = None) -> None:
     The weights of any causal LM, and the activations of the blocks in `ARCHITECTURES`, in hybrids too; no scheme: the
     latter.
     """
-    known = {**ARCHITECTURES, **HYBRID_TYPES}
-    if model_type in known or (scheme is not None and scheme.act == FLOAT):
+    if model_type in ARCHITECTURES or (scheme is not None and scheme.act == FLOAT):
         return
     raise QuambaError(
         f"the activations of models of type {model_type!r} cannot be quantized by this version, only those of "
-        f"{', '.join(map(repr, known))}: quantize the weights alone (--a_bits 16)"
+        f"{', '.join(map(repr, ARCHITECTURES))}: quantize the weights alone (--a_bits 16)"
     )
 
 
 def check_architecture(model: nn.Module) -> Architecture:
     """The model's architecture. Raises QuambaError unless there are mixers here for its type, activation and sizes."""
     check_model_type(model.config.model_type)
-    architecture = architecture_of(model)
-    if architecture is None:
+    anatomy = Anatomy.of(model)
+    if anatomy.architecture is None:
         raise QuambaError(
             f"no layer of this {type(model).__name__} has a Mamba block whose activations could be quantized: quantize "
             "the weights alone (--a_bits 16)"
         )
-    architecture.check(block_config(model))
-    return architecture
+    anatomy.architecture.check(anatomy.block_config)
+    return anatomy.architecture
 
 
 def check_transformable(model: nn.Module) -> Architecture:
     """`check_architecture`; raises QuambaError also for blocks whose output `transform` cannot rotate."""
     architecture = check_architecture(model)
-    architecture.check_rotation(block_config(model))
+    architecture.check_rotation(Anatomy.of(model).block_config)
     return architecture
 
 
 def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
     """Raises QuambaError unless this version quantizes the model as the recipe says."""
-    _check_blocks(model, recipe)
-    if architecture_of(model):
+    anatomy = Anatomy.of(model)
+    _check_blocks(anatomy, recipe)
+    if anatomy.architecture:
         check_transformable(model)
-    if hybrid_of(model) or not architecture_of(model):
-        _check_linear_layers(model)
+    if not anatomy.has_blocks_alone:
+        _check_linear_layers(anatomy)
         if recipe.rotate_residual:
             raise QuambaError(f"rotate_residual is for Mamba models, not for {model.config.model_type!r}: drop it")
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -79,31 +79,31 @@ def check_quantizable(model: nn.Module, recipe: QuantizationRecipe) -> None:
         raise QuambaError(f"a {type(embedding).__name__} cannot be quantized: drop quantize_embedding")
 
 
-def _check_blocks(model: nn.Module, recipe: QuantizationRecipe) -> None:
+def _check_blocks(anatomy: Anatomy, recipe: QuantizationRecipe) -> None:
     """Raises QuambaError where the recipe's schemes of blocks, or its SSM states, are not for such a model."""
+    model_type, architecture = anatomy.model.config.model_type, anatomy.architecture
     for scheme in dict.fromkeys([recipe.scheme, *recipe.block_schemes]):
-        check_model_type(model.config.model_type, scheme)
-    layers = len(decoder_layers(model))
+        check_model_type(model_type, scheme)
+    layers = len(anatomy.layers)
     if recipe.layers and len(recipe.layers) != layers:
         raise QuambaError(f"there are schemes of {len(recipe.layers)} layers, but the model has {layers}")
-    architecture = architecture_of(model)
     if architecture is None and recipe.quantizes_activations:
-        check_architecture(model)
+        check_architecture(anatomy.model)
     if recipe.state_bits == 8 and not (architecture and architecture.integer_states):
-        raise QuambaError(f"models of type {model.config.model_type!r} keep float32 states: leave state_bits at 32")
+        raise QuambaError(f"models of type {model_type!r} keep float32 states: leave state_bits at 32")
 
 
-def _check_linear_layers(model: nn.Module) -> None:
+def _check_linear_layers(anatomy: Anatomy) -> None:
     """Raises QuambaError for matrices that are not those of an nn.Linear: they would stay float unnoticed."""
-    mixers = {module for slot in _slots(model) for module in slot.mixer.modules()}
-    for index, layer in enumerate(decoder_layers(model)):
+    mixers = {module for slot in anatomy.slots for module in slot.mixer.modules()}
+    for index, layer in enumerate(anatomy.layers):
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear) or module in mixers:
                 continue
             if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
                 raise QuambaError(
                     f"layers.{index}.{name}, a {type(module).__name__}, has weights that are not a linear layer's: "
-                    f"{type(model).__name__} cannot be quantized (experts and convolutions are not supported)"
+                    f"{type(anatomy.model).__name__} cannot be quantized (experts and convolutions are not supported)"
                 )
 
 
@@ -120,7 +120,7 @@ def install_float_mixers(model: nn.Module) -> None:
     """Replaces every transformers mixer by ours, sharing the parameters; a model that has them already is unchanged."""
     mixer_class = check_architecture(model).float_mixer
     with FIRST_USE:
-        for slot in mamba_slots(model):
+        for slot in Anatomy.of(model).slots:
             if not isinstance(slot.mixer, mixer_class):
                 slot.mixer = mixer_class(slot.mixer)
 
@@ -128,13 +128,14 @@ def install_float_mixers(model: nn.Module) -> None:
 def tap_modules(model: nn.Module, head: bool, states: bool = False) -> dict[str, nn.Module]:
     """Name -> module whose output is the tapped activation, for every Mamba block and, if asked for, the head's input
     and Mamba2's SSM states."""
+    anatomy = Anatomy.of(model)
     modules = {
         tap_name(slot.index, tap): slot.mixer.taps[tap]
-        for slot in mamba_slots(model)
-        for tap in (*architecture_of(model).taps, *((STATE_TAP,) if states else ()))
+        for slot in anatomy.slots
+        for tap in (*anatomy.architecture.taps, *((STATE_TAP,) if states else ()))
     }
     if head:
-        modules[HEAD_TAP] = final_norm(model)
+        modules[HEAD_TAP] = anatomy.final_norm
     return modules
 
 
@@ -146,24 +147,26 @@ def scaled_taps(architecture: Architecture, recipe: QuantizationRecipe, layer_id
 
 def static_tap_names(model: nn.Module, recipe: QuantizationRecipe) -> list[str]:
     """The names of all taps of a model whose scales the recipe takes from calibration."""
+    anatomy = Anatomy.of(model)
     names = [
         tap_name(slot.index, tap)
-        for slot in mamba_slots(model)
-        for tap in scaled_taps(architecture_of(model), recipe, slot.index)
+        for slot in anatomy.slots
+        for tap in scaled_taps(anatomy.architecture, recipe, slot.index)
     ]
     return names + ([HEAD_TAP] if recipe.head_act == STATIC else [])
 
 
 def _swap_embedding_and_head(
-    model: nn.Module, recipe: QuantizationRecipe, empty: bool, rounded_head: RoundedWeight | None = None
+    anatomy: Anatomy, recipe: QuantizationRecipe, empty: bool, rounded_head: RoundedWeight | None = None
 ) -> None:
     """Quantized embedding and head (empty ones for a skeleton), sharing one table where the recipe says so."""
     if recipe.embedding_bits is None and recipe.lm_head_bits is None:
         return
+    model = anatomy.model
     untie_embedding(model)
     if recipe.embedding_bits is not None:
         spec = recipe.table(recipe.embedding_bits)
-        dtype = torch.float32 if _is_float_between_blocks(model) else model.dtype
+        dtype = torch.float32 if anatomy.has_blocks_alone else model.dtype
         embedding = QuantEmbedding(*model.get_input_embeddings().weight.shape, spec, dtype)
         if not empty:
             embedding.round_to_nearest(model.get_input_embeddings().weight)
@@ -183,21 +186,11 @@ def _swap_embedding_and_head(
         model.set_output_embeddings(head)
 
 
-def _slots(model: nn.Module) -> list[MambaSlot]:
-    """Those of a model of any kind: none where this package has no mixers for it."""
-    return mamba_slots(model) if architecture_of(model) else []
-
-
-def _is_float_between_blocks(model: nn.Module) -> bool:
-    """Whether hidden states are float32 between layers, as in models of Mamba blocks alone, whatever `model.dtype`."""
-    return architecture_of(model) is not None and hybrid_of(model) is None
-
-
-def _swap_final_norm(model: nn.Module) -> None:
+def _swap_final_norm(anatomy: Anatomy) -> None:
     """Not of a hybrid: its own is the one that casts to the head's dtype."""
-    if _is_float_between_blocks(model):
-        norm = model.backbone.norm_f
-        model.backbone.norm_f = FinalNorm(norm.weight, norm.variance_epsilon)
+    if anatomy.has_blocks_alone:
+        backbone = anatomy.model.backbone
+        backbone.norm_f = FinalNorm(backbone.norm_f.weight, backbone.norm_f.variance_epsilon)
 
 
 def _mixer_names(slot: MambaSlot, names: Sequence[str]) -> tuple[str, ...]:
@@ -217,29 +210,30 @@ def convert(
     `scales`: float32 scale of every tap that `static_tap_names` lists (`layers.{i}.{tap}`, `head_in`), maybe more.
     `layers`: the integers of each decoder layer's linear layers, `head`: of the head; None: rounded to nearest here.
     """
-    layers = layers or [{}] * len(decoder_layers(model))
-    for slot in _slots(model):
-        slot.mixer = quantized_mixer(model, slot, recipe, scales, layers[slot.index])
+    anatomy = Anatomy.of(model)
+    layers = layers or [{}] * len(anatomy.layers)
+    for slot in anatomy.slots:
+        slot.mixer = quantized_mixer(anatomy, slot, recipe, scales, layers[slot.index])
         slot.norm = PassThroughNorm()
-    _swap_linears(model, recipe, layers)
-    _swap_final_norm(model)
-    _swap_embedding_and_head(model, recipe, empty=False, rounded_head=head)
+    _swap_linears(anatomy, recipe, layers)
+    _swap_final_norm(anatomy)
+    _swap_embedding_and_head(anatomy, recipe, empty=False, rounded_head=head)
     state_tying(model)
     if recipe.head_act == STATIC:
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
 
 
 def quantized_mixer(
-    model: nn.Module,
+    anatomy: Anatomy,
     slot: MambaSlot,
     recipe: QuantizationRecipe,
     scales: Mapping[str, Tensor],
     rounded: Layer = MappingProxyType({}),
 ) -> nn.Module:
     """The quantized mixer of one layer of a transformed float model, which stays; arguments as in `convert`."""
-    architecture = architecture_of(model)
+    architecture = anatomy.architecture
     return architecture.quant_mixer.from_float(
-        block_config(model),
+        anatomy.block_config,
         slot.mixer,
         recipe.layer_scheme(slot.index),
         {tap: scales[tap_name(slot.index, tap)] for tap in scaled_taps(architecture, recipe, slot.index)},
@@ -255,11 +249,11 @@ def _state_options(architecture: Architecture, recipe: QuantizationRecipe) -> di
 
 
 @torch.no_grad()
-def _swap_linears(model: nn.Module, recipe: QuantizationRecipe, layers: Sequence[Layer] | None) -> None:
+def _swap_linears(anatomy: Anatomy, recipe: QuantizationRecipe, layers: Sequence[Layer] | None) -> None:
     """Puts quantized linear layers in the slots of all nn.Linear of the decoder layers (None: empty ones), and takes
     the input scales of those that alone read a norm into that norm's weight."""
-    readers = NORM_READERS.get(type(model).__name__, {})
-    for index, layer in enumerate(decoder_layers(model)):
+    readers = norm_readers(anatomy.model)
+    for index, layer in enumerate(anatomy.layers):
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
         spec = recipe.layer_scheme(index).weight
         for name, linear in linears:
@@ -283,18 +277,18 @@ def build_skeleton(model: nn.Module, recipe: QuantizationRecipe, flat: bool = Fa
 
     Shapes are those of the files (see `QuantModule`), until `leave_files`; `flat`: of a format before 5.
     """
-    _check_blocks(model, recipe)
-    if architecture_of(model):
+    anatomy = Anatomy.of(model)
+    _check_blocks(anatomy, recipe)
+    if anatomy.architecture:
         check_transformable(model)
-    slots = _slots(model)
     with torch.device("meta"):
-        for slot in slots:
-            slot.mixer = _empty_mixer(model, slot, recipe)
-        _swap_linears(model, recipe, None)
-        _swap_embedding_and_head(model, recipe, empty=True)
-    for slot in slots:
+        for slot in anatomy.slots:
+            slot.mixer = _empty_mixer(anatomy, slot, recipe)
+        _swap_linears(anatomy, recipe, None)
+        _swap_embedding_and_head(anatomy, recipe, empty=True)
+    for slot in anatomy.slots:
         slot.norm = PassThroughNorm()  # holds nothing that a checkpoint could fill
-    _swap_final_norm(model)
+    _swap_final_norm(anatomy)
     for module in model.modules():
         if isinstance(module, QuantModule):
             module.expect_file(flat)
@@ -307,10 +301,10 @@ def leave_files(model: nn.Module) -> None:
             module.leave_file()
 
 
-def _empty_mixer(model: nn.Module, slot: MambaSlot, recipe: QuantizationRecipe) -> nn.Module:
-    architecture, names = architecture_of(model), _mixer_names(slot, recipe.multipliers)
+def _empty_mixer(anatomy: Anatomy, slot: MambaSlot, recipe: QuantizationRecipe) -> nn.Module:
+    architecture, names = anatomy.architecture, _mixer_names(slot, recipe.multipliers)
     scheme, options = recipe.layer_scheme(slot.index), _state_options(architecture, recipe)
-    return architecture.quant_mixer.from_config(block_config(model), slot.index, scheme, names, **options)
+    return architecture.quant_mixer.from_config(anatomy.block_config, slot.index, scheme, names, **options)
 
 
 def to_float32(model: nn.Module) -> None:
@@ -325,14 +319,14 @@ def restore_dtype(model: nn.Module, dtypes: Mapping[nn.Parameter, torch.dtype], 
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtypes.get(parameter, dtype))
     embedding = model.get_input_embeddings()
-    if isinstance(embedding, QuantEmbedding) and not _is_float_between_blocks(model):
+    if isinstance(embedding, QuantEmbedding) and not Anatomy.of(model).has_blocks_alone:
         embedding.dtype = dtype
 
 
 def quantized_bytes(model: PreTrainedModel, recipe: QuantizationRecipe) -> int:
     """Bytes of the tensors that a checkpoint of a float model, once quantized, will hold.
 
-    Vectors of AWQ, which the recipe does not know yet, are not counted: a thousandth.
+    AWQ's input scales, which the recipe does not know yet, are not counted: a thousandth.
     """
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)

@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import QuambaError
-from ..models.layer_stack import decoder_layers, pre_hooks, run_to_head
-from ..models.mamba_slots import MambaSlot, mamba_slots
+from ..models.layer_stack import pre_hooks, run_to_head
+from ..models.mamba_slot import MambaSlot
+from ..nn.mixer import FloatMixer
 from ..nn.taps import PER_TOKEN_TAPS
-from .base import Architecture, architecture_of
-
-# class of the model -> norm -> all linear layers that read it: its weight takes their input scales
-_LLAMA = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-NORM_READERS = dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _LLAMA)
+from .anatomy import Anatomy
+from .base import Architecture
+from .table import norm_readers
 
 
 @dataclass(frozen=True)
@@ -68,27 +64,25 @@ def find_sites(model: PreTrainedModel, probe: Tensor, float_activations: bool) -
 
     Raises QuambaError for a layer without linear layers, and for a linear layer that the probe does not reach.
     """
-    layers, slots = decoder_layers(model), _own_mixers(model)
+    anatomy = Anatomy.of(model)
+    layers, slots = anatomy.layers, _own_mixers(anatomy)
     linears = [_linears_beside(layer, slots.get(index)) for index, layer in enumerate(layers)]
     inputs = _linear_inputs(model, [module for layer in linears for module in layer.values()], probe)
-    readers = NORM_READERS.get(type(model).__name__, {})
+    readers = norm_readers(model)
     sites = []
     for index, layer in enumerate(layers):
         found = _sites_of(linears[index], index, inputs, readers)
         if slot := slots.get(index):
-            found = mixer_sites(architecture_of(model), slot.mixer_name, float_activations) + found
+            found = mixer_sites(anatomy.architecture, slot.mixer_name, float_activations) + found
         if not found:
             raise QuambaError(f"layer {index}, a {type(layer).__name__}, has no linear layers to quantize")
         sites.append(found)
     return sites
 
 
-def _own_mixers(model: PreTrainedModel) -> dict[int, MambaSlot]:
+def _own_mixers(anatomy: Anatomy) -> dict[int, MambaSlot]:
     """Layer index -> where a float mixer of this package is."""
-    architecture = architecture_of(model)
-    if architecture is None:
-        return {}
-    return {slot.index: slot for slot in mamba_slots(model) if isinstance(slot.mixer, architecture.float_mixer)}
+    return {slot.index: slot for slot in anatomy.slots if isinstance(slot.mixer, FloatMixer)}
 
 
 def _linears_beside(layer: nn.Module, slot: MambaSlot | None) -> dict[str, nn.Linear]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..architectures.base import ARCHITECTURES, architecture_of
+from ..architectures.anatomy import Anatomy
 from ..errors import QuambaError
-from ..models.mamba_slots import block_config, mamba_slots
 from ..nn.mamba2 import Mamba2Sizes
 from ..transforms.clusters import ChannelOrder, cluster_channels
 from .channel_maxima import collect_channel_maxima
@@ -43,11 +42,12 @@ class ChannelGroups:
 
         The latter of what is `asked` for by name alone: otherwise every head, or channel, is a group of its own.
         """
-        if architecture_of(model) is not ARCHITECTURES["mamba2"]:
+        anatomy = Anatomy.of(model)
+        if anatomy.architecture is None or not anatomy.architecture.channel_groups:
             raise QuambaError(
                 f"group_heads is for Mamba2, whose blocks have heads, not for {model.config.model_type!r}: drop it"
             )
-        sizes = Mamba2Sizes.of(block_config(model))
+        sizes = Mamba2Sizes.of(anatomy.block_config)
         there_are = {
             "head_groups": (sizes.heads // sizes.groups, "heads in an SSD group"),
             "channel_groups": (sizes.head_dim, "channels in a head"),
@@ -69,5 +69,5 @@ class ChannelGroups:
             slot.index: cluster_channels(
                 maxima[slot.index], slot.mixer.sizes.groups, self.head_groups, self.channel_groups
             )
-            for slot in mamba_slots(model)
+            for slot in Anatomy.of(model).slots
         }

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..architectures.anatomy import Anatomy
 from ..errors import QuambaError
-from ..models.mamba_slots import mamba_slots
+from ..nn.mamba2 import Mamba2Mixer
 from ..nn.taps import tap_name
 from ..observers.per_tensor import PerChannelMinmaxObserver
 
@@ -25,9 +26,9 @@ class ChannelMaxima:
     """
 
     def __init__(self, model: nn.Module):
-        self._mixers = {slot.index: slot.mixer for slot in mamba_slots(model)}
+        self._mixers = {slot.index: slot.mixer for slot in Anatomy.of(model).slots}
         for index, mixer in self._mixers.items():
-            if not (hasattr(mixer, "taps") and hasattr(mixer, "dt_bias")):
+            if not isinstance(mixer, Mamba2Mixer):
                 raise QuambaError(
                     f"layer {index} has a {type(mixer).__name__}, which shows no {TAP} of several heads: only Mamba2 "
                     "models have them, after quamba.architectures.convert.install_float_mixers(model)"

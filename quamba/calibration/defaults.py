@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from ..architectures.base import BLOCK_TAPS
 from ..architectures.convert import HEAD_TAP
+from ..architectures.table import BLOCK_TAPS
 from ..errors import QuambaError
 from ..nn.taps import PER_TOKEN_TAPS, STATE_TAP
 from ..observers.per_tensor import Observer, create_observer, observer_names, try_observer

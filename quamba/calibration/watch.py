@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import numerics
+from ..architectures.anatomy import Anatomy
 from ..architectures.convert import tap_modules
 from ..errors import QuambaError
-from ..models.mamba_slots import mamba_slots
 from ..nn.mamba2 import Mamba2Sizes
 from ..nn.taps import STATE_TAP, split_tap_name
 from ..observers.grouped import (
@@ -272,7 +272,7 @@ class Calibrator:
 
     def _groups(self, model: nn.Module, orders: Mapping[int, ChannelOrder]) -> dict[str, _TapGroups]:
         """Those of the watched taps that have some."""
-        sizes_of = {slot.index: getattr(slot.mixer, "sizes", None) for slot in mamba_slots(model)}
+        sizes_of = {slot.index: getattr(slot.mixer, "sizes", None) for slot in Anatomy.of(model).slots}
         found = {}
         for name in self._modules:
             layer, tap = split_tap_name(name)

@@ -3,8 +3,7 @@
 Every weight becomes what its integers stand for, input scales and rotations taken back into it; activations are not
 rounded.
 
-Dims: I in features, O out features, D d_inner, S heads, K conv width, H hidden, V vocabulary; X channels of the
-convolution.
+Dims: H hidden, V vocabulary.
 """
 
 import copy
@@ -16,17 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architectures.anatomy import Anatomy
+from ..architectures.plain import named, plain_linear
 from ..errors import QuambaError
 from ..models.tensor_checks import check_finite
-from ..nn.conv1d import QuantConv1d
 from ..nn.embedding import QuantEmbedding, QuantHead
 from ..nn.linear import QuantLinear
-from ..nn.mamba1 import QuantMamba1Mixer
-from ..nn.mamba2 import QuantMamba2Mixer
 from ..nn.mixer import QuantMixer
 from ..nn.norm import PassThroughNorm
 from ..storage.folders import replace_folder
-from ..transforms.hadamard import unrotate_inputs
 from ..weights.head import head_chunks
 from .load_float import quiet_transformers
 from .quantized import recipe_of
@@ -34,47 +31,6 @@ from .savable import check_savable, save_tokenizer, say_without_tokenizer
 from .verify import buffer_names
 
 logger = logging.getLogger(__name__)
-
-
-def _linear(linear: QuantLinear) -> dict[str, Tensor]:
-    weight = linear.multiplied(linear.dequantized())  # [O, I]: inputs come without the input scales
-    return {"weight": weight} | ({} if linear.bias is None else {"bias": linear.bias})
-
-
-def _conv1d(conv: QuantConv1d) -> dict[str, Tensor]:
-    weight = conv.dequantized().unsqueeze(1)  # [X, K] -> [X, 1, K]
-    return {"weight": weight} | ({} if conv.bias is None else {"bias": conv.bias})
-
-
-def _named(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{name}.{part}": tensor for part, tensor in tensors.items()}
-
-
-def _mamba1(mixer: QuantMamba1Mixer) -> dict[str, Tensor]:
-    tensors = {"A_log": torch.log(-mixer.A), "D": mixer.D, **_named("conv1d", _conv1d(mixer.conv1d))}
-    for name in ("in_proj", "x_proj", "dt_proj"):
-        tensors |= _named(name, _linear(getattr(mixer, name)))
-    return tensors | _named("out_proj", _out_proj(mixer))
-
-
-def _mamba2(mixer: QuantMamba2Mixer) -> dict[str, Tensor]:
-    in_proj, dt_proj = _linear(mixer.in_proj), _linear(mixer.dt_proj)
-    dt_proj["weight"] = mixer.in_proj.multiplied(dt_proj["weight"])  # [S, H]: it reads in_proj's input
-    joined = {part: torch.cat([in_proj[part], dt_proj[part]]) for part in in_proj}  # [D + X + S, ...]
-    return {
-        "A_log": torch.log(-mixer.A),
-        "D": mixer.D,
-        "dt_bias": mixer.dt_bias,
-        "norm.weight": torch.ones(mixer.d_inner),
-        **_named("in_proj", joined),
-        **_named("conv1d", _conv1d(mixer.conv1d)),
-        **_named("out_proj", _out_proj(mixer)),
-    }
-
-
-def _out_proj(mixer: QuantMixer) -> dict[str, Tensor]:
-    tensors = _linear(mixer.out_proj)
-    return tensors | {"weight": unrotate_inputs(tensors["weight"])}
 
 
 def _head(head: QuantHead) -> dict[str, Tensor]:
@@ -89,18 +45,18 @@ def plain_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of a quantized model as its float class names them; float32 what was quantized, the rest as it is."""
     parts = {
         QuantEmbedding: lambda embedding: {"weight": embedding.dequantized()},
-        QuantLinear: _linear,
+        QuantLinear: plain_linear,
         PassThroughNorm: lambda _norm: {"weight": torch.ones(model.config.hidden_size)},
         QuantHead: _head,
-        QuantMamba1Mixer: _mamba1,
-        QuantMamba2Mixer: _mamba2,
     }
+    if architecture := Anatomy.of(model).architecture:
+        parts[architecture.quant_mixer] = architecture.plain_tensors
     saved = model.state_dict().keys() - buffer_names(model)  # without the buffers that the float class computes itself
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
     for kind, tensors_of in parts.items():
         for name, module in _modules_of(model, kind):
-            tensors |= _named(name, tensors_of(module))
+            tensors |= named(name, tensors_of(module))
     return tensors
 
 

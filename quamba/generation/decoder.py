@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..architectures.base import architecture_of
+from ..architectures.anatomy import Anatomy
 from ..architectures.convert import check_architecture, install_float_mixers
 from ..errors import QuambaError
-from ..models.mamba_slots import hybrid_of, mamba_slots
 from ..models.text_config import text_config
 from ..nn.placement import place_weights
 from .recorded_step import RecordedStep
@@ -36,7 +35,8 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel):
         self._blocks: Callable | None = None  # all blocks as one op for a single token, where one op can be all
-        self._has_blocks = architecture_of(model) is not None
+        anatomy = Anatomy.of(model)
+        self._has_blocks, self._has_blocks_alone = anatomy.architecture is not None, anatomy.has_blocks_alone
         if not self._has_blocks:
             self._take_any(model)
             return
@@ -44,10 +44,10 @@ class Decoder:
             architecture = check_architecture(model)
         except QuambaError as error:
             raise QuambaError(f"this model cannot be decoded token by token here: {error}") from error
-        mixers = [slot.mixer for slot in mamba_slots(model)]
+        mixers = [slot.mixer for slot in anatomy.slots]
         if all(isinstance(mixer, architecture.quant_mixer) for mixer in mixers):
             place_weights(model)
-            if not hybrid_of(model):
+            if anatomy.has_blocks_alone:
                 self._blocks = architecture.step(mixers, model.backbone.norm_f, model.lm_head)
         else:
             install_float_mixers(model)
@@ -117,7 +117,7 @@ class Decoder:
         """int64 [B, L] -> float32 logits [B, V], a chunk of tokens after the other."""
         if not self._has_blocks:
             return self._forward_any(input_ids)
-        if hybrid_of(self.model):
+        if not self._has_blocks_alone:
             return self._forward_hybrid(input_ids)
         for chunk in self._chunks(input_ids):
             output = self.model.backbone(chunk, cache_params=self._cache, use_cache=True)

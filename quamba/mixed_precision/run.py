@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures.base import architecture_of
+from ..architectures.anatomy import Anatomy
 from ..architectures.convert import check_transformable, install_float_mixers, quantized_mixer
 from ..calibration.channel_groups import ChannelGroups
 from ..calibration.run import calibrate
 from ..errors import QuambaError
-from ..models.mamba_slots import hybrid_of, mamba_slots
 from ..models.model_checks import check_float_model, check_float_tensors
 from ..models.original import in_eval_mode, own_configs, plain_computation
 from ..nn.norm import PassThroughNorm
@@ -58,7 +57,7 @@ class MixedPrecisionSearch:
 
         Raises QuambaError for a model without blocks to search, and for a budget that not even the smallest fits.
         """
-        if architecture_of(model) is None or hybrid_of(model):
+        if not Anatomy.of(model).has_blocks_alone:
             raise QuambaError(
                 f"a search measures the blocks of Mamba models, not of {model.config.model_type!r}: name the schemes "
                 "of its layers in a file"
@@ -151,13 +150,13 @@ def _measure(
 def _layer_swapper(model: PreTrainedModel, recipes: Mapping[str, QuantizationRecipe], scales: Mapping[str, Tensor]):
     """A context manager that puts the quantized block of one layer in place of the float one; made once, kept."""
     made: dict[tuple[int, str], nn.Module] = {}
-    slots = mamba_slots(model)  # one of each layer
+    anatomy = Anatomy.of(model)  # with a slot in each layer
 
     @contextmanager
     def quantize_layer(layer_idx: int, scheme: str) -> Iterator[None]:
-        slot = slots[layer_idx]
+        slot = anatomy.slots[layer_idx]
         if (layer_idx, scheme) not in made:
-            made[layer_idx, scheme] = quantized_mixer(model, slot, recipes[scheme], scales)
+            made[layer_idx, scheme] = quantized_mixer(anatomy, slot, recipes[scheme], scales)
         mixer, norm = slot.mixer, slot.norm
         slot.mixer, slot.norm = made[layer_idx, scheme], PassThroughNorm()
         try:

@@ -20,7 +20,7 @@ from . import float_kernels
 from .conv1d import QuantConv1d
 from .gradients import without_gradient
 from .linear import QuantLinear
-from .mixer import QuantMixer
+from .mixer import FloatMixer, QuantMixer
 from .states import check_options, each_row, layer_states
 from .taps import static_taps
 
@@ -30,16 +30,16 @@ TAPS = ("in", "conv_in", "z", "x", "dt_rank", "B", "C", "out")
 LINEARS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
-class Mamba1Mixer(nn.Module):
+class Mamba1Mixer(FloatMixer):
     """transformers' MambaMixer on our float ops, its parameters under the same names, with an Identity at each tap.
 
     Unlike the original it is fast on a CPU (no Python loop over time) and continues from a cache with any number of
-    tokens. `hadamard_out` rotates the gated scan output before out_proj, whose weight is then rotated too.
-    `ssm_norm_eps`: that of Falcon-Mamba's RMSNorms without weights, of dt, B and C behind x_proj; None without them.
+    tokens. `ssm_norm_eps`: that of Falcon-Mamba's RMSNorms without weights, of dt, B and C behind x_proj; None
+    without them.
     """
 
     def __init__(self, mixer: nn.Module):
-        super().__init__()
+        super().__init__(TAPS)
         self.layer_idx = mixer.layer_idx
         self.in_proj, self.x_proj, self.dt_proj = mixer.in_proj, mixer.x_proj, mixer.dt_proj
         self.conv1d, self.out_proj = mixer.conv1d, mixer.out_proj
@@ -47,9 +47,6 @@ class Mamba1Mixer(nn.Module):
         self.d_inner, self.d_state = mixer.A_log.shape
         self.dt_rank = mixer.dt_proj.in_features
         self.ssm_norm_eps: float | None = getattr(mixer, "rms_eps", None)
-        self.hadamard_out = False
-        self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated scan output, once out_proj expects it
-        self.taps = nn.ModuleDict({name: nn.Identity() for name in TAPS})
 
     def forward(
         self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options

@@ -22,7 +22,7 @@ from . import float_kernels
 from .conv1d import QuantConv1d
 from .gradients import without_gradient
 from .linear import QuantLinear, split_rows
-from .mixer import QuantMixer
+from .mixer import FloatMixer, QuantMixer
 from .states import check_options, each_row, layer_states
 from .taps import STATE_TAP, static_taps
 
@@ -76,7 +76,7 @@ class Mamba2Sizes:
         return B.unflatten(-1, (self.groups, self.d_state))
 
 
-class Mamba2Mixer(nn.Module):
+class Mamba2Mixer(FloatMixer):
     """transformers' Mamba2Mixer on our float ops, its parameters under the same names, with an Identity at each tap.
 
     Unlike the original it keeps dt within `time_step_limit` in single steps too, and a padded position adds nothing to
@@ -85,16 +85,23 @@ class Mamba2Mixer(nn.Module):
     """
 
     def __init__(self, mixer: nn.Module):
-        super().__init__()
+        super().__init__((*TAPS, STATE_TAP))
         self.layer_idx = mixer.layer_idx
         self.in_proj, self.conv1d, self.out_proj = mixer.in_proj, mixer.conv1d, mixer.out_proj
         self.A_log, self.D, self.dt_bias = mixer.A_log, mixer.D, mixer.dt_bias
         self.norm = mixer.norm  # of the gated scan output: not called, it holds the weight
         self.sizes = Mamba2Sizes(mixer.num_heads, mixer.head_dim, mixer.n_groups, mixer.ssm_state_size)
         self.dt_min, self.dt_max = (float(limit) for limit in mixer.time_step_limit)
-        self.hadamard_out = False
-        self.out_multiplier: Tensor | None = None  # float32 [D] of the rotated output, once out_proj expects it
-        self.taps = nn.ModuleDict({name: nn.Identity() for name in (*TAPS, STATE_TAP)})
+
+    @property
+    def gated_norm(self) -> nn.Module:
+        """The norm of the gated scan output."""
+        return self.norm
+
+    @property
+    def time_step_limit(self) -> tuple[float, float]:
+        """The limits of dt."""
+        return self.dt_min, self.dt_max
 
     def forward(
         self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **options
@@ -185,6 +192,11 @@ class QuantMamba2Mixer(QuantMixer):
             self.register_buffer(f"{name}_scale", scale)
         state_shape = sizes.state_shape(1)[1:3]
         self.register_buffer("state_scale", torch.ones(state_shape, dtype=torch.float32) if state_bits == 8 else None)
+
+    @property
+    def time_step_limit(self) -> tuple[float, float]:
+        """The limits of dt."""
+        return self.dt_min, self.dt_max
 
     def _scale_shape(self, tap: str) -> tuple[int, ...]:
         """The shape of a tap's static scale."""

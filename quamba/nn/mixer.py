@@ -1,11 +1,32 @@
-"""What the quantized mixers share. Dims: B batch, L tokens, H hidden_size, D d_inner."""
+"""What the float mixers share, and what the quantized ones do. Dims: B batch, L tokens, H hidden_size, D d_inner."""
 
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from .. import ops
 from ..hadamard import base_on
 from ..scheme.recipe import FLOAT
 from .module import QuantModule
+
+
+class FloatMixer(nn.Module):
+    """A float mixer on our ops, with an Identity at each tap, which calibration and transforms work on.
+
+    `hadamard_out`: whether the input of out_proj is rotated, whose weight is then rotated too. `out_multiplier`: of
+    that input, float32 [D], once out_proj expects one (AWQ).
+    """
+
+    def __init__(self, taps: Sequence[str]):
+        super().__init__()
+        self.hadamard_out = False
+        self.out_multiplier: Tensor | None = None
+        self.taps = nn.ModuleDict({name: nn.Identity() for name in taps})
+
+    @property
+    def gated_norm(self) -> nn.Module | None:
+        """The norm of the gated scan output, whose weight out_proj takes in before it is rotated; None without one."""
+        return None
 
 
 class QuantMixer(QuantModule):

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures import convert
-from ..architectures.base import architecture_of
+from ..architectures.anatomy import Anatomy
 from ..calibration.channel_groups import ChannelGroups
 from ..calibration.run import CalibrationResult, CalibrationText, model_fingerprint
 from ..checkpoint.quantized import mark_quantized, recipe_of
@@ -56,7 +56,7 @@ def quantize(
 ) -> PreTrainedModel:
     """Quantizes a float model in place and returns it: a Mamba, or the weights alone (scheme *a16) of any causal LM.
 
-    Of a hybrid that `mamba_slots` knows, the Mamba blocks are quantized as a Mamba's are, all other linear layers by
+    Of a hybrid that this package knows, the Mamba blocks are quantized as a Mamba's are, all other linear layers by
     their weights alone. What calibration found is at `model.quamba_calibration`, what became of the weights at
     `model.quamba_weights`.
     `scheme`: w8a8, w4a8, w3a8, w8a16, w4a16 or w3a16; `weights`: how their integers are chosen (None: to nearest with 8
@@ -144,7 +144,7 @@ def _prepare(
 ) -> dict[int, ChannelOrder] | None:
     """Makes the model ready to be rewritten, as far as that can be taken back; the orders of its channels, if any."""
     orders = None
-    if architecture_of(model):
+    if Anatomy.of(model).architecture:
         convert.install_float_mixers(model)
         convert.to_float32(model)  # weights are fused, rotated and rounded so whatever they are stored in
     for run in (rounding, source):
@@ -169,7 +169,7 @@ def _rewrite(
     dtype = model.dtype
     orders = _prepare(model, rounding, source, progress)
     original.let_go()
-    if architecture_of(model):
+    if Anatomy.of(model).architecture:
         transform(model, recipe.rotate_residual, orders)
         check_weight_ranges(model, recipe)
     rounded = rounding.run(model, progress) if rounding else None
@@ -183,7 +183,7 @@ def _rewrite(
             expect_input_scales(model, layers, recipe)
     result = source.run(model, orders, progress) if isinstance(source, CalibrationRun) else source
     convert.convert(model, recipe, result.scales() if result else {}, layers, rounded.head if rounded else None)
-    if architecture_of(model):
+    if Anatomy.of(model).architecture:
         convert.restore_dtype(model, original.dtypes, dtype)
     check_tensors(model, "the quantization failed", "choose other options, or report it")
     align_floats(model)

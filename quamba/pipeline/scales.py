@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures import convert
-from ..architectures.base import architecture_of
+from ..architectures.anatomy import Anatomy
 from ..calibration.channel_groups import ChannelGroups
 from ..calibration.defaults import check_observer_options, parse_observers
 from ..calibration.recording import ActivationRecorder
@@ -104,7 +104,7 @@ def scale_source(
     if integers:
         n_bits, states = integers[0].bits, recipe.state_bits == 8
         head, dynamic = recipe.head_act != FLOAT, DYNAMIC in integers
-        taps = (*architecture_of(model).taps, *((STATE_TAP,) if states else ()))
+        taps = (*Anatomy.of(model).architecture.taps, *((STATE_TAP,) if states else ()))
         observers = parse_observers(observer or None, head, dynamic, taps)
         check_observer_options(observers, options, n_bits)
     if not integers:

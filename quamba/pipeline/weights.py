@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architectures.anatomy import Anatomy
 from ..calibration.run import CalibrationResult, CalibrationText, default_text, read_windows
 from ..errors import QuambaError
-from ..models.mamba_slots import mamba_slots
 from ..scheme.recipe import QuantizationRecipe, TensorSpec
 from ..weights.method import WeightMethod, effective_weight
 from .layerwise import Layer, RoundedModel, round_weights
@@ -105,7 +105,7 @@ def expect_input_scales(model: PreTrainedModel, layers: Sequence[Layer], recipe:
     rotation. Other linear layers of a block have none with int8 activations. Logits stay. Raises QuambaError for input
     scales elsewhere.
     """
-    for slot in mamba_slots(model):
+    for slot in Anatomy.of(model).slots:
         group_size = recipe.layer_scheme(slot.index).weight.group_size
         for name, integers in layers[slot.index].items():
             within = slot.within(name)

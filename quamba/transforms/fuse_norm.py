@@ -1,33 +1,35 @@
 """Fold RMSNorm weights into the linear layers that read the norm, which leaves norms without a weight of their own."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import QuambaError
-from ..models.mamba_slots import mamba_slots
+from ..models.mamba_slot import MambaSlot
 from ..models.tying import untie_embedding
+from ..nn.mixer import FloatMixer
 
 
 @torch.no_grad()
-def fuse_norm(model: torch.nn.Module) -> None:
+def fuse_norm(slots: Sequence[MambaSlot]) -> None:
     """Fold the weight of every Mamba block's norm into its in_proj.weight and set it to ones; logits are unchanged.
 
-    model: a Mamba causal LM or a hybrid (`mamba_slots`), changed in place; the products are computed in float32 and
+    slots: of a float model (`Anatomy.slots`), which is changed in place; the products are computed in float32 and
     stored in the weight's dtype.
     """
-    for slot in mamba_slots(model):
+    for slot in slots:
         _fold(slot.norm, slot.mixer.in_proj)
 
 
 @torch.no_grad()
-def fuse_gated_norm(model: torch.nn.Module) -> None:
+def fuse_gated_norm(slots: Sequence[MambaSlot]) -> None:
     """Fold the weight of every Mamba2 block's gated norm into mixer.out_proj.weight; logits are unchanged.
 
     The norm is over groups of channels, its weight per channel: it moves into the columns of out_proj whatever the
     groups. It has to before out_proj is rotated. Raises QuambaError, before anything changed, where one is already.
     """
-    slots = mamba_slots(model)
     for slot in slots:
-        if getattr(slot.mixer, "hadamard_out", False):
+        if isinstance(slot.mixer, FloatMixer) and slot.mixer.hadamard_out:
             raise QuambaError(
                 f"layer {slot.index}'s out_proj is rotated already: its columns are no channels of the norm"
             )

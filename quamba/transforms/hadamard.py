@@ -4,12 +4,15 @@ Row vectors throughout: activations become x @ H and the weights that read them 
 (x H)(W H)^T = x W^T. Paley I matrices are not symmetric: x H pairs with W H, never with W H^T.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import QuambaError
 from ..hadamard import check_kernel_size, hadamard_base
-from ..models.mamba_slots import mamba_slots
+from ..models.mamba_slot import MambaSlot
+from ..nn.mixer import FloatMixer
 from .fuse_norm import require_fused
 
 
@@ -46,25 +49,25 @@ def rotate_outputs(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rotate_out_proj(model: torch.nn.Module) -> None:
+def rotate_out_proj(slots: Sequence[MambaSlot]) -> None:
     """Rotate the gated scan output before every out_proj: W <- W @ H here, and the mixer computes y @ H at run time.
 
-    model: a Mamba causal LM or a hybrid, whose mixers are this package's own (they have `hadamard_out`), changed in
-    place. Raises QuambaError, before anything changed, for other mixers, for a second call, for sizes without kernels,
-    and for Mamba2's unless `fuse_gated_norm` was called.
+    slots: of a float model whose mixers are this package's own, changed in place. Raises QuambaError, before anything
+    changed, for other mixers, for a second call, for sizes without kernels, and for Mamba2's unless `fuse_gated_norm`
+    was called.
     Source: the rotation of the SSM output in Quamba (arXiv 2410.13229).
     """
-    mixers = {slot.index: slot.mixer for slot in mamba_slots(model)}
+    mixers = {slot.index: slot.mixer for slot in slots}
     for index, mixer in mixers.items():
-        if not hasattr(mixer, "hadamard_out"):
+        if not isinstance(mixer, FloatMixer):
             raise QuambaError(
                 f"layer {index} has a {type(mixer).__name__}, which cannot rotate its output: "
                 "call quamba.architectures.convert.install_float_mixers(model) first"
             )
         if mixer.hadamard_out:
             raise QuambaError(f"layer {index}'s out_proj is rotated already")
-        if hasattr(mixer, "norm"):
-            require_fused(mixer.norm, f"the gated norm of layer {index}", "fuse_gated_norm(model)")
+        if mixer.gated_norm is not None:
+            require_fused(mixer.gated_norm, f"the gated norm of layer {index}", "fuse_gated_norm(slots)")
         check_kernel_size(mixer.out_proj.weight.shape[1])
     for mixer in mixers.values():
         mixer.out_proj.weight.copy_(rotate_inputs(mixer.out_proj.weight))

@@ -4,25 +4,25 @@ Dims: H hidden_size, S heads, P head_dim, D = S * P d_inner, G SSD groups (of S 
 N d_state, K conv width, X = D + 2 G N channels of the convolution: x | B | C.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import QuambaError
-from ..models.mamba_slots import mamba_slots
+from ..models.mamba_slot import MambaSlot
 from ..nn.mamba2 import Mamba2Mixer, Mamba2Sizes
 from .clusters import ChannelOrder
 
 
-def reorder(model: nn.Module, orders: Mapping[int, ChannelOrder]) -> None:
+def reorder(slots: Sequence[MambaSlot], orders: Mapping[int, ChannelOrder]) -> None:
     """Gives the layers of a float Mamba2 causal LM the orders of their channels, by layer index; logits unchanged.
 
-    model: of transformers' mixers or ours, or a hybrid (`mamba_slots`), changed in place; a layer without an order is
-    left as it is. Raises QuambaError, before anything changed, for a layer that is not there or has no Mamba block, and
-    as `reorder_layer` does.
+    slots: of transformers' mixers or ours, changed in place; a layer without an order is left as it is. Raises
+    QuambaError, before anything changed, for a layer that is not there or has no Mamba block, and as `reorder_layer`
+    does.
     """
-    mixers = {slot.index: slot.mixer for slot in mamba_slots(model)}
+    mixers = {slot.index: slot.mixer for slot in slots}
     for index, order in orders.items():
         if index not in mixers:
             raise QuambaError(f"there is a channel order for layer {index}, but the model has {len(mixers)} layers")

@@ -18,7 +18,7 @@ def rotate_residual(model: torch.nn.Module) -> None:
     """
     backbone = model.backbone
     for index, layer in enumerate(backbone.layers):
-        require_fused(layer.norm, f"the norm of layer {index}", "fuse_norm(model)")
+        require_fused(layer.norm, f"the norm of layer {index}", "fuse_norm(slots)")
     require_fused(backbone.norm_f, "the final norm", "fuse_final_norm(model)")
 
     embedding, head = backbone.embeddings, model.lm_head

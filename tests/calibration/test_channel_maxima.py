@@ -5,23 +5,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import Mamba2Config
 
 from quamba.calibration.channel_maxima import ChannelMaxima, collect_channel_maxima
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import Mamba2Mixer
+from quamba.nn.mixer import FloatMixer
 from tests.tiny_mamba2 import tiny_mamba2
 
 HEADS, HEAD_DIM = 3, 2
 
 
-class FakeMixer(nn.Module):
+class FakeMixer(Mamba2Mixer):
     """Shows x = table[token], so that a test knows it."""
 
     def __init__(self, table: torch.Tensor):
-        super().__init__()
+        FloatMixer.__init__(self, ("x", "z"))
         self.table, self.dt_bias = table, torch.zeros(HEADS)
-        self.taps = nn.ModuleDict({"x": nn.Identity(), "z": nn.Identity()})
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         self.taps["z"](torch.full((1, 1, 1), 99.0))
@@ -50,7 +50,7 @@ def tables() -> list[torch.Tensor]:
 
 
 def fake_model(tables: list[torch.Tensor]) -> SimpleNamespace:
-    backbone, config = FakeBackbone(tables), PreTrainedConfig(num_hidden_layers=len(tables))
+    backbone, config = FakeBackbone(tables), Mamba2Config(num_hidden_layers=len(tables))
     return SimpleNamespace(backbone=backbone, base_model=backbone, config=config, get_decoder=lambda: backbone)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from quamba.architectures.base import ARCHITECTURES, BLOCK_TAPS
 from quamba.architectures.convert import HEAD_TAP
+from quamba.architectures.table import ARCHITECTURES, BLOCK_TAPS
 from quamba.calibration.defaults import DEFAULT_OBSERVERS, check_observer_options, parse_observers
 from quamba.errors import QuambaError
 from quamba.nn.taps import STATE_TAP

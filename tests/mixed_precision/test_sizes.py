@@ -2,7 +2,7 @@
 
 import pytest
 
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers
 from quamba.mixed_precision.sizes import layer_sizes, matrix_bytes
 from quamba.nn.weight import QuantWeight
@@ -25,7 +25,7 @@ def test_a_matrix_takes_what_its_buffers_take(spec, shape):
 def test_a_layer_takes_what_the_linear_layers_of_its_quantized_mixer_take(tiny_ssm):
     model = tiny_ssm(num_hidden_layers=3)
     schemes = {name: get_scheme(name) for name in SCHEMES}
-    mixer_class = architecture_of(model).quant_mixer
+    mixer_class = Anatomy.of(model).architecture.quant_mixer
     expected = {
         name: [
             sum(stored_bytes(m) for m in mixer_class.from_config(model.config, i, scheme).modules() if _is_weight(m))

@@ -7,10 +7,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import quamba
 from quamba import QuambaError
+from quamba.architectures.anatomy import Anatomy
 from quamba.calibration.channel_groups import ChannelGroups
 from quamba.generation.decoder import Decoder
 from quamba.models.layer_stack import decoder_layers
-from quamba.models.mamba_slots import mamba_slots
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear
 from quamba.nn.mamba2 import QuantMamba2Mixer
 from quamba.nn.norm import PassThroughNorm
@@ -49,7 +49,9 @@ def test_mamba_layers_are_quantized_and_other_linear_layers_by_weight(tiny_hybri
         assert isinstance(layer.input_layernorm, PassThroughNorm) == (index != ATTENTION)
         assert len([name for name in beside if name.startswith("self_attn")]) == (4 if index == ATTENTION else 0)
         assert beside and (index == ATTENTION or isinstance(layer.mamba, QuantMamba2Mixer))
-    scales = {name for name, _ in mamba_slots(model)[0].mixer.named_buffers(recurse=False) if name.endswith("_scale")}
+    scales = {
+        name for name, _ in Anatomy.of(model).slots[0].mixer.named_buffers(recurse=False) if name.endswith("_scale")
+    }
     assert ("x_scale" in scales) == calibrates(variant) and "state_scale" not in scales
 
 
@@ -132,7 +134,7 @@ def test_every_method_of_the_weight_path(tmp_path, tiny_tokenizer, tokens, tiny_
     model = quantize_variant(tiny_hybrid(dtype=dtype), variant, **options)
     assert 0 < relative(logits(model, tokens), expected) < (0.1 if variant.startswith("w8") else 0.4)
     if method != "gptq":  # vectors, of what reads an int8 input with one scale too: of Mamba2's, all may have one
-        assert mamba_slots(model)[0].mixer.in_proj.input_multiplier is not None
+        assert Anatomy.of(model).slots[0].mixer.in_proj.input_multiplier is not None
         assert decoder_layers(model)[ATTENTION].self_attn.q_proj.input_multiplier is not None
     check_reloaded(model, tiny_tokenizer, tmp_path, tokens, dtype)
 
@@ -156,7 +158,7 @@ def test_what_mamba2_has_hybrids_have(tmp_path, tiny_tokenizer, tiny_hybrid, tok
         again(tokens, past_key_values=cache, use_cache=True)
     int8_states = options.get("state_bits") == 8
     assert cache.layers[0].recurrent_states[0].dtype == (torch.int8 if int8_states else torch.float32)
-    assert len(mamba_slots(again)[0].mixer.x_scale.unique()) > 1 or "group_heads" not in options
+    assert len(Anatomy.of(again).slots[0].mixer.x_scale.unique()) > 1 or "group_heads" not in options
 
 
 def check_reloaded(model, tokenizer, tmp_path, tokens, dtype):

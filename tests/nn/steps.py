@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from quamba import ops
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.nn.step import Step
 from quamba.ops import reference
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
@@ -25,7 +25,7 @@ def quantized(model: PreTrainedModel, variant: str, **options) -> PreTrainedMode
 
 def step_of(model: PreTrainedModel) -> Step | None:
     """The step through all blocks, and through the head where it is quantized."""
-    return architecture_of(model).step(mixers(model), model.backbone.norm_f, model.lm_head)
+    return Anatomy.of(model).architecture.step(mixers(model), model.backbone.norm_f, model.lm_head)
 
 
 def mixers(model: PreTrainedModel) -> list:

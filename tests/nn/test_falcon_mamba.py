@@ -6,9 +6,10 @@ from transformers import DynamicCache
 
 import quamba
 from quamba import ops
-from quamba.architectures.base import ARCHITECTURES, architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers, tap_modules
 from quamba.architectures.linear_sites import find_sites
+from quamba.architectures.table import ARCHITECTURES
 from quamba.generation.decoder import Decoder
 from quamba.nn.mamba1 import Mamba1Mixer, QuantMamba1Mixer
 from quamba.nn.mamba1_step import Mamba1Step
@@ -42,7 +43,7 @@ def continued(model, tokens, cuts) -> tuple[torch.Tensor, DynamicCache]:
 
 def test_the_mixers_are_those_of_mamba_with_an_option():
     model = float_model()
-    assert architecture_of(model) is ARCHITECTURES["falcon_mamba"]
+    assert Anatomy.of(model).architecture is ARCHITECTURES["falcon_mamba"]
     mixer = model.backbone.layers[0].mixer
     assert type(mixer) is Mamba1Mixer and mixer.ssm_norm_eps == model.config.mixer_rms_eps == 1e-3
     quantized = quantize_variant(tiny_falcon_mamba(), "w8a8").backbone.layers[0].mixer

@@ -18,7 +18,7 @@ from transformers import (
 
 import quamba
 from quamba import CalibrationText, QuambaError
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.calibration.defaults import DEFAULT_OBSERVERS
 from quamba.checkpoint import recipe_of
 from quamba.models.memory import tensor_bytes
@@ -186,7 +186,7 @@ def test_the_model_itself_is_changed_and_returned(tiny_mamba):
 def test_the_default_observers_are_those_of_the_table(tiny_ssm):
     model = quantize(tiny_ssm())
     result = model.quamba_calibration
-    assert result.observer == {tap: DEFAULT_OBSERVERS[tap] for tap in architecture_of(model).taps}
+    assert result.observer == {tap: DEFAULT_OBSERVERS[tap] for tap in Anatomy.of(model).architecture.taps}
     assert result.tokens == WINDOWS.numel()
     assert result.text is None
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers
 from quamba.models.tying import untie_embedding
 from quamba.transforms import fuse_final_norm, fuse_gated_norm, fuse_norm
@@ -21,7 +22,7 @@ def test_fusing_block_norms_keeps_the_logits(tiny_ssm, tokens, tied, use_bias):
     model = tiny_ssm(tie_word_embeddings=tied, use_bias=use_bias)
     expected = model(tokens).logits
     final = model.backbone.norm_f.weight.clone()
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     assert_same_logits(model, tokens, expected)
     assert all(torch.equal(layer.norm.weight, torch.ones(32)) for layer in model.backbone.layers)
     assert torch.equal(model.backbone.norm_f.weight, final)
@@ -35,7 +36,7 @@ def test_fusing_gated_norms_keeps_the_logits(tiny_mamba2, tokens, options, ours)
     expected = model(tokens).logits
     if ours:
         install_float_mixers(model)
-    fuse_gated_norm(model)
+    fuse_gated_norm(Anatomy.of(model).slots)
     assert_same_logits(model, tokens, expected)
     assert all(torch.equal(layer.mixer.norm.weight, torch.ones(64)) for layer in model.backbone.layers)
 
@@ -52,7 +53,7 @@ def test_fusing_the_final_norm_keeps_the_logits_and_the_embedding(tiny_ssm, toke
     assert model.config.tie_word_embeddings is False
 
 
-@pytest.mark.parametrize("fuse", [fuse_norm, fuse_final_norm])
+@pytest.mark.parametrize("fuse", [lambda model: fuse_norm(Anatomy.of(model).slots), fuse_final_norm])
 def test_fusing_twice_changes_nothing(tiny_ssm, tokens, fuse):
     model = tiny_ssm()
     fuse(model)
@@ -63,7 +64,7 @@ def test_fusing_twice_changes_nothing(tiny_ssm, tokens, fuse):
 
 def test_weights_keep_their_dtype(tiny_ssm):
     model = tiny_ssm().to(torch.bfloat16)
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     fuse_final_norm(model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

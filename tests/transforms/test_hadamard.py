@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.hadamard import hadamard_base, hadamard_matrix
@@ -51,7 +52,7 @@ def prepare(model) -> None:
     """What goes before the rotation of out_proj: mixers of ours, and in Mamba2 a gated norm without a weight."""
     install_float_mixers(model)
     if model.config.model_type == "mamba2":
-        fuse_gated_norm(model)
+        fuse_gated_norm(Anatomy.of(model).slots)
 
 
 @pytest.mark.parametrize("hidden_size", [32, 48, 40])  # d_inner 64, 96 = 12 * 8 and 80 = 20 * 4
@@ -61,34 +62,34 @@ def test_rotating_out_proj_keeps_the_logits(tiny_ssm, tokens, hidden_size, use_b
     expected = model(tokens).logits
     prepare(model)
     before = model.backbone.layers[0].mixer.out_proj.weight.clone()
-    rotate_out_proj(model)
+    rotate_out_proj(Anatomy.of(model).slots)
     assert not torch.allclose(model.backbone.layers[0].mixer.out_proj.weight, before)
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_mixers_that_cannot_rotate_at_run_time_are_refused(tiny_ssm):
     with pytest.raises(QuambaError, match=r"layer 0 has a Mamba2?Mixer.*install_float_mixers"):
-        rotate_out_proj(tiny_ssm())
+        rotate_out_proj(Anatomy.of(tiny_ssm()).slots)
 
 
 def test_rotating_out_proj_twice_is_refused(tiny_ssm):
     model = tiny_ssm()
     prepare(model)
-    rotate_out_proj(model)
+    rotate_out_proj(Anatomy.of(model).slots)
     with pytest.raises(QuambaError, match="layer 0's out_proj is rotated already"):
-        rotate_out_proj(model)
+        rotate_out_proj(Anatomy.of(model).slots)
 
 
 def test_a_gated_norms_weight_has_to_be_in_out_proj_by_then(tiny_mamba2):
     model = tiny_mamba2()
     install_float_mixers(model)
     before = [layer.mixer.out_proj.weight.clone() for layer in model.backbone.layers]
-    with pytest.raises(QuambaError, match=r"gated norm of layer 0 still has a weight.* call fuse_gated_norm\(model\)"):
-        rotate_out_proj(model)
+    with pytest.raises(QuambaError, match=r"gated norm of layer 0 still has a weight.* call fuse_gated_norm\(slots\)"):
+        rotate_out_proj(Anatomy.of(model).slots)
     assert all(
         torch.equal(layer.mixer.out_proj.weight, w) for layer, w in zip(model.backbone.layers, before, strict=True)
     )
-    fuse_gated_norm(model)
-    rotate_out_proj(model)
+    fuse_gated_norm(Anatomy.of(model).slots)
+    rotate_out_proj(Anatomy.of(model).slots)
     with pytest.raises(QuambaError, match="layer 0's out_proj is rotated already: its columns"):
-        fuse_gated_norm(model)
+        fuse_gated_norm(Anatomy.of(model).slots)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quamba.architectures.anatomy import Anatomy
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import Mamba2Mixer
 from quamba.transforms import ChannelOrder, cluster_channels, fuse_gated_norm, reorder, reorder_layer, rotate_out_proj
@@ -48,7 +49,7 @@ def test_the_logits_stay(tokens, heads, head_dim, n_groups, ours, biases):
     model = new_model(ours, heads=heads, head_dim=head_dim, n_groups=n_groups, **biases)
     expected = model(tokens).logits
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    reorder(model, random_orders(model))
+    reorder(Anatomy.of(model).slots, random_orders(model))
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
     moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     per_head = ("A_log", "D", "dt_bias")
@@ -65,7 +66,7 @@ def test_cached_decoding_stays(tokens, heads, head_dim, n_groups, ours):
     model = new_model(ours, heads=heads, head_dim=head_dim, n_groups=n_groups, use_bias=True)
     other = new_model(ours, heads=heads, head_dim=head_dim, n_groups=n_groups, use_bias=True)
     orders = random_orders(other)
-    reorder(other, orders)
+    reorder(Anatomy.of(other).slots, orders)
     caches = []
     for tested in (model, other):
         out = tested(tokens[:, :6], use_cache=True)
@@ -106,7 +107,7 @@ def test_weights_of_any_dtype_change_places_alone(tokens, dtype):
     model = new_model(dtype=dtype, n_groups=2, use_bias=True)
     expected = model(tokens).logits
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    reorder(model, random_orders(model))
+    reorder(Anatomy.of(model).slots, random_orders(model))
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor.flatten().sort().values, before[name].flatten().sort().values)
@@ -123,7 +124,7 @@ def test_the_order_of_clusters_sorts_the_channels_of_x(tokens):
     mixer.taps["x"].register_forward_hook(lambda _m, _a, out: seen.append(out.abs().amax((0, 1)).view(8, 8)))
     model(tokens)
     order = cluster_channels(seen[0], n_groups=2, head_groups=2, channel_groups=3)
-    reorder(model, {1: order})
+    reorder(Anatomy.of(model).slots, {1: order})
     model(tokens)
     assert (seen[1].diff(dim=1) <= 1e-5).all()
     torch.testing.assert_close(seen[1].flatten(), seen[0].flatten()[order.permutation()])
@@ -135,19 +136,19 @@ def test_the_inverse_order_undoes_it():
     order = random_order(8, 8, 1, 0)
     back = order.head_order.argsort()
     inverse = ChannelOrder(back, order.channel_order.argsort(1)[back], order.group_id)
-    reorder(model, {0: order})
+    reorder(Anatomy.of(model).slots, {0: order})
     assert not torch.equal(model.backbone.layers[0].mixer.A_log, before["backbone.layers.0.mixer.A_log"])
-    reorder(model, {0: inverse})
+    reorder(Anatomy.of(model).slots, {0: inverse})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_rotated_out_proj_is_refused():
     model = new_model(ours=True)
-    fuse_gated_norm(model)
-    rotate_out_proj(model)
+    fuse_gated_norm(Anatomy.of(model).slots)
+    rotate_out_proj(Anatomy.of(model).slots)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(QuambaError, match=r"layer 0: out_proj is rotated already.*reorder before rotating"):
-        reorder(model, random_orders(model))
+        reorder(Anatomy.of(model).slots, random_orders(model))
     with pytest.raises(QuambaError, match="out_proj is rotated already"):
         reorder_layer(model.backbone.layers[1].mixer, random_order(8, 8, 1, 0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -156,9 +157,9 @@ def test_a_rotated_out_proj_is_refused():
 def test_reordering_goes_together_with_the_rotation(tokens):
     model = new_model(ours=True, n_groups=2)
     expected = model(tokens).logits
-    fuse_gated_norm(model)
-    reorder(model, random_orders(model))
-    rotate_out_proj(model)
+    fuse_gated_norm(Anatomy.of(model).slots)
+    reorder(Anatomy.of(model).slots, random_orders(model))
+    rotate_out_proj(Anatomy.of(model).slots)
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -176,12 +177,12 @@ def test_orders_that_do_not_fit_change_nothing(order, message):
     model = new_model(n_groups=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(QuambaError, match=message):
-        reorder(model, {0: random_order(8, 8, 2, 0), 1: order})
+        reorder(Anatomy.of(model).slots, {0: random_order(8, 8, 2, 0), 1: order})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_other_layers_and_other_mixers_are_refused(tiny_mamba):
     with pytest.raises(QuambaError, match="a channel order for layer 2, but the model has 2 layers"):
-        reorder(new_model(), {2: random_order(8, 8, 1, 0)})
+        reorder(Anatomy.of(new_model()).slots, {2: random_order(8, 8, 1, 0)})
     with pytest.raises(QuambaError, match="layer 0: a MambaMixer has no dt_bias: only float Mamba2 mixers"):
-        reorder(tiny_mamba(), {0: random_order(8, 8, 1, 0)})
+        reorder(Anatomy.of(tiny_mamba()).slots, {0: random_order(8, 8, 1, 0)})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.transforms import apply_hadamard, fuse_final_norm, fuse_norm, rotate_out_proj, rotate_residual
@@ -17,7 +17,7 @@ SIZES = pytest.mark.parametrize("hidden_size", [32, 48, 34])  # d_inner 64, 96 =
 def test_rotating_the_residual_keeps_the_logits(tiny_ssm, tokens, hidden_size, use_bias, tied):
     model = tiny_ssm(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
     expected = model(tokens).logits
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     fuse_final_norm(model)
     rotate_residual(model)
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
@@ -26,7 +26,7 @@ def test_rotating_the_residual_keeps_the_logits(tiny_ssm, tokens, hidden_size, u
 @SIZES
 def test_the_stream_itself_is_rotated(tiny_ssm, tokens, hidden_size):
     model = tiny_ssm(hidden_size=hidden_size, use_bias=True)
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     fuse_final_norm(model)
     before = model(tokens, output_hidden_states=True).hidden_states
     rotate_residual(model)
@@ -39,7 +39,7 @@ def test_a_tied_head_without_a_norm_weight_stays_tied(tiny_ssm, tokens):
     model = tiny_ssm(tie_word_embeddings=True)
     model.backbone.norm_f.weight.fill_(1.0)
     expected = model(tokens).logits
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     rotate_residual(model)
     assert model.lm_head.weight is model.backbone.embeddings.weight
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
@@ -52,10 +52,10 @@ def test_all_transforms_together_keep_the_logits(tiny_ssm, tokens, hidden_size, 
     model = tiny_ssm(hidden_size=hidden_size, use_bias=use_bias, tie_word_embeddings=tied)
     expected = model(tokens).logits
     install_float_mixers(model)
-    for fuse in architecture_of(model).fusions:
-        fuse(model)
+    for fuse in Anatomy.of(model).architecture.fusions:
+        fuse(Anatomy.of(model).slots)
     fuse_final_norm(model)
-    rotate_out_proj(model)
+    rotate_out_proj(Anatomy.of(model).slots)
     rotate_residual(model)
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -63,9 +63,9 @@ def test_all_transforms_together_keep_the_logits(tiny_ssm, tokens, hidden_size, 
 def test_norm_weights_must_be_fused_first(tiny_ssm):
     model = tiny_ssm()
     before = model.backbone.embeddings.weight.clone()
-    with pytest.raises(QuambaError, match=r"norm of layer 0 .* call fuse_norm\(model\) first"):
+    with pytest.raises(QuambaError, match=r"norm of layer 0 .* call fuse_norm\(slots\) first"):
         rotate_residual(model)
-    fuse_norm(model)
+    fuse_norm(Anatomy.of(model).slots)
     with pytest.raises(QuambaError, match=r"final norm .* call fuse_final_norm\(model\) first"):
         rotate_residual(model)
     assert torch.equal(model.backbone.embeddings.weight, before)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...architectures.base import ARCHITECTURES
+from ...architectures.table import ARCHITECTURES
 from ...calibration.run import CalibrationResult, CalibrationText
 from ...checkpoint import METHOD, Checkpoint
 from ...checkpoint.load_float import read_model_config

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ...architectures.anatomy import Anatomy
 from ...architectures.convert import install_float_mixers, is_supported
-from ...architectures.linear_sites import NORM_READERS
+from ...architectures.table import norm_readers
 from ...checkpoint import recipe_of
 from ...errors import QuambaError
 from ...models.layer_stack import decoder_layers, hidden_of
@@ -38,9 +39,6 @@ from .diagnose import (
     values_of,
 )
 
-# class of the model -> norm of a block -> the layers that are all that reads it: factors may move between the two
-_MAMBA = {"norm": ("mixer.in_proj",)}
-READERS = {**NORM_READERS, "MambaForCausalLM": _MAMBA, "Mamba2ForCausalLM": _MAMBA}
 # what a rotation of the residual stream changes: no counterpart in a quantized model whose stream is not rotated
 ROTATED = (
     "embeddings.weight",
@@ -241,10 +239,12 @@ def _read_through_norms(model: PreTrainedModel, a: dict[str, Values], b: dict[st
 
     A weight search (AWQ, arXiv 2306.00978) moves factors from a norm into the layers that read it.
     """
-    readers = READERS.get(type(model).__name__)
+    anatomy, readers = Anatomy.of(model), norm_readers(model)
+    if anatomy.has_blocks_alone:
+        readers = {anatomy.architecture.norm: (f"{anatomy.architecture.mixer}.in_proj",)}
     if not readers:
         return
-    blocks, changed = decoder_layers(model), 0
+    blocks, changed = anatomy.layers, 0
     (place,) = (name for name, module in model.named_modules() if module is blocks)
     for block in (f"{place}.{index}." for index in range(len(blocks))):
         for norm, names in readers.items():

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...architectures.anatomy import Anatomy
 from ...architectures.convert import HEAD_TAP, check_transformable, install_float_mixers
 from ...calibration.defaults import EVERY_TAP, check_tap, parse_observers
 from ...calibration.recording import ActivationRecorder
 from ...calibration.run import CalibrationText, calibrate
 from ...errors import QuambaError
-from ...models.mamba_slots import mamba_slots
 from ...models.model_checks import check_float_model, check_float_tensors
 from ...models.original import in_eval_mode, own_configs
 from ...pipeline.quantize import transform
@@ -49,7 +49,7 @@ def capture(
     """
     block_taps = check_transformable(model).taps
     check_taps(taps, layers, model.config.num_hidden_layers, (*block_taps, HEAD_TAP))
-    blocks = [slot.index for slot in mamba_slots(model)]
+    blocks = [slot.index for slot in Anatomy.of(model).slots]
     if missing := set(layers or ()) - set(blocks):
         raise QuambaError(
             f"layer {min(missing)} has no Mamba block, whose taps could be recorded: layers {blocks} have one"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quamba.architectures.base import architecture_of
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.calibration.recording import open_activations
 from quamba.calibration.run import CalibrationText
@@ -42,7 +42,7 @@ def test_what_is_captured_is_what_calibration_sees(tiny_ssm, tiny_tokenizer, tex
     transform(by_hand, rotate)
     expected = tapped(by_hand, text.windows(tiny_tokenizer), text.batch_size)
     found = {tap.name: tap for tap in open_activations(tmp_path / "acts")}
-    taps = architecture_of(captured).taps
+    taps = Anatomy.of(captured).architecture.taps
     assert list(found) == [f"layers.{layer}.{tap}" for layer in (0, 1) for tap in taps]  # without the head's input
     for name, tap in found.items():
         first, second = expected[name]

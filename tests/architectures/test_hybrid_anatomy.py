@@ -14,13 +14,13 @@ from transformers import (
 )
 
 from quamba import CalibrationText, QuambaError
+from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import HEAD_TAP, install_float_mixers, tap_modules
 from quamba.architectures.linear_sites import find_sites
+from quamba.architectures.table import ARCHITECTURES
 from quamba.calibration.recording import open_activations
 from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
-from quamba.models.mamba_slots import HYBRIDS as TABLE
-from quamba.models.mamba_slots import mamba_layers, mamba_slots
 from quamba.nn.mamba2 import TAPS, Mamba2Mixer
 from quamba.pipeline.transform import transform
 from quamba.study.observers.capture import capture
@@ -71,15 +71,16 @@ def same_state(before: dict, model) -> bool:
 
 
 def test_every_row_of_the_table_is_tested():
-    assert {type(build()).__name__ for build in HYBRIDS.values()} == set(TABLE)
+    hybrids = {name for name, architecture in ARCHITECTURES.items() if architecture.hybrid}
+    assert {build().config.model_type for build in HYBRIDS.values()} == hybrids
 
 
 def test_the_slots_are_those_of_the_mamba_layers(tiny_hybrid):
     model = tiny_hybrid()
-    slots = mamba_slots(model)
+    slots = Anatomy.of(model).slots
     assert [slot.index for slot in slots] == MAMBA_LAYERS
     assert all(slot.mixer is slot.layer.mamba and slot.norm is slot.layer.input_layernorm for slot in slots)
-    assert mamba_layers(model) == [index in MAMBA_LAYERS for index in range(3)]
+    assert Anatomy.of(model).has_blocks == [index in MAMBA_LAYERS for index in range(3)]
     assert slots[1].within("mamba.in_proj") == "in_proj" and slots[1].within("mamba_norm.weight") is None
 
 
@@ -87,7 +88,7 @@ def test_the_slots_are_those_of_the_mamba_layers(tiny_hybrid):
 def test_the_float_mixers_compute_what_transformers_does(tiny_hybrid, tokens, options):
     expected = logits(tiny_hybrid(**options), tokens)
     model = float_model(tiny_hybrid, **options)
-    assert [type(slot.mixer) for slot in mamba_slots(model)] == [Mamba2Mixer] * 2
+    assert [type(slot.mixer) for slot in Anatomy.of(model).slots] == [Mamba2Mixer] * 2
     torch.testing.assert_close(logits(model, tokens), expected, **TOLERANCE)
 
 
@@ -186,7 +187,7 @@ def test_experts_are_refused_by_name(variant):
         ({}, {"rotate_residual": True}, "rotate_residual is for Mamba models, not for '{}': drop it"),
         ({"mamba_d_conv": 17}, {}, "conv_kernel 17 has no kernels"),
         ({"mamba_n_groups": 3}, {}, "n_groups 3 does not divide the 4 heads"),
-        ({"hidden_size": 34, "mamba_n_heads": 17, "mamba_n_groups": 17}, {}, "no Hadamard rotation of size 68"),
+        ({"hidden_size": 134, "mamba_n_heads": 67, "mamba_n_groups": 67}, {}, "no Hadamard rotation of size 268"),
         ({}, {"layer_schemes": ["w8a8", "w4a8"]}, "schemes of 2 layers, but the model has 3"),
     ],
 )
