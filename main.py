@@ -37,7 +37,7 @@ from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
 from quamba.pipeline.resume import ResumeFolder
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.study.mixed_precision_report import frontier_report, to_markdown
 from quamba.text.data import asset_hashes
 from quamba.text.reading import reading_once

@@ -24,7 +24,8 @@ from quamba.commands.quantize.options import add_calibration_options, add_evalua
 from quamba.commands.quantize.texts import TEXT_OPTIONS, calibrates
 from quamba.commands.quantize.weight_options import WEIGHT_OPTIONS, add_weight_options, weight_method
 from quamba.nn.taps import STATE_TAP
-from quamba.scheme.recipe import FLOAT_STATE_BITS, SCHEMES, QuantizationRecipe, create_recipe
+from quamba.scheme.formats import FLOAT_STATE_BITS, SCHEMES
+from quamba.scheme.recipe import QuantizationRecipe, create_recipe
 from quamba.text.sources import FOLDER_TEXTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -30,7 +30,7 @@ from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
 from quamba.models.memory import tensor_bytes
 from quamba.observers.per_tensor import observer_names
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.study.mixed_precision_figure import frontier_figure
 from quamba.study.mixed_precision_report import frontier_report, to_markdown
 from quamba.study.saving import save_figure

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import quamba
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.weights.method import WeightMethod
 
 from .shapes import (

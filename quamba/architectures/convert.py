@@ -16,7 +16,8 @@ from ..nn.linear import WeightOnlyLinear
 from ..nn.module import FIRST_USE, QuantModule
 from ..nn.norm import FinalNorm, PassThroughNorm
 from ..nn.taps import STATE_TAP, static_taps, tap_name
-from ..scheme.recipe import FLOAT, STATIC, QuantizationRecipe, Scheme
+from ..scheme.formats import Scheme
+from ..scheme.recipe import QuantizationRecipe
 from ..weights.awq import fold_into_norm
 from ..weights.rounded import RoundedWeight
 from .anatomy import Anatomy
@@ -34,7 +35,7 @@ def check_model_type(model_type: str, scheme: Scheme | None = None) -> None:
     The weights of any causal LM, and the activations of the blocks in `ARCHITECTURES`, in hybrids too; no scheme: the
     latter.
     """
-    if model_type in ARCHITECTURES or (scheme is not None and scheme.act == FLOAT):
+    if model_type in ARCHITECTURES or (scheme is not None and scheme.act.is_float):
         return
     raise QuambaError(
         f"the activations of models of type {model_type!r} cannot be quantized by this version, only those of "
@@ -153,7 +154,7 @@ def static_tap_names(model: nn.Module, recipe: QuantizationRecipe) -> list[str]:
         for slot in anatomy.slots
         for tap in scaled_taps(anatomy.architecture, recipe, slot.index)
     ]
-    return names + ([HEAD_TAP] if recipe.head_act == STATIC else [])
+    return names + ([HEAD_TAP] if recipe.head_act.is_static else [])
 
 
 def _swap_embedding_and_head(
@@ -219,7 +220,7 @@ def convert(
     _swap_final_norm(anatomy)
     _swap_embedding_and_head(anatomy, recipe, empty=False, rounded_head=head)
     state_tying(model)
-    if recipe.head_act == STATIC:
+    if recipe.head_act.is_static:
         model.lm_head.head_in_scale = scales[HEAD_TAP].detach().float().reshape(()).clone()
 
 

@@ -39,9 +39,7 @@ logger = logging.getLogger(__name__)
 
 METHOD = "quamba"
 FORMAT_VERSION = 5
-_SINCE_4 = {"layers": (), "state_bits": 32, "reordered": False}
-# versions that are read: what their recipes did not have yet
-EARLIER = {2: {"multipliers": (), "lm_head_chunks": 0, **_SINCE_4}, 3: _SINCE_4, 4: {}}
+EARLIER = (2, 3, 4)  # versions that are read too: fields that their recipes did not have yet have their defaults
 OF_THE_FILES = ("sha256", "config_sha256", "files", "flat")  # what holds for the files of one save
 
 # what `save_quantized` wrote before it recorded the names, and what transformers' save_pretrained writes
@@ -73,8 +71,8 @@ class QuambaConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.recipe = recipe
         self.flat = format_version in EARLIER  # integer weights [O, C] in the files, see QuantModule
-        if isinstance(format_version, int) and format_version in EARLIER and isinstance(recipe, dict):
-            self.format_version, self.recipe = FORMAT_VERSION, EARLIER[format_version] | recipe
+        if self.flat:
+            self.format_version = FORMAT_VERSION
         self.sha256, self.config_sha256, self.files = sha256 or {}, config_sha256, files or []
         unknown.pop("quant_method", None)
         if self.format_version != FORMAT_VERSION:

@@ -10,7 +10,7 @@ from ..errors import QuambaError
 from ..models.original import require_whole
 from ..models.positions import check_positions, max_positions
 from ..models.text_config import text_config
-from ..scheme.recipe import FLOAT_STATE_BITS
+from ..scheme.formats import FLOAT_STATE_BITS
 from ..text.data import EMBEDDED_TEXT, evaluation_windows, load_text, text_sha256
 from ..text.sources import check_data_dir, data_dir_for
 from .compare import Interval, metric_differences, paired_bootstrap, perplexity_ratio

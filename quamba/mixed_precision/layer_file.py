@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import QuambaError
-from ..scheme.recipe import SCHEMES
+from ..scheme.formats import SCHEMES
 from ..storage.files import write_output
 
 DEFAULT = "default"  # key of the scheme that layers without one of their own take

@@ -19,7 +19,8 @@ from ..models.model_checks import check_float_model, check_float_tensors
 from ..models.original import in_eval_mode, own_configs, plain_computation
 from ..nn.norm import PassThroughNorm
 from ..pipeline.transform import transform
-from ..scheme.recipe import QuantizationRecipe, fitting_scheme
+from ..scheme.formats import fitting_scheme
+from ..scheme.recipe import QuantizationRecipe
 from .budget import Budget
 from .search import Assignment, check_budget, choose_schemes, search_figures
 from .sensitivity import layer_sensitivities

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..scheme.recipe import Scheme, TensorSpec
+from ..scheme.formats import Scheme, TensorSpec
 
 SCALE_BYTES, GROUP_BYTES = 4, 2 + 1  # float32 of a row; float16 and the zero point, uint8, of a group
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from .. import numerics
 from ..errors import QuambaError
-from ..scheme.recipe import QuantizationRecipe, TensorSpec
+from ..scheme.formats import TensorSpec
+from ..scheme.recipe import QuantizationRecipe
 from .layer_stack import decoder_layers
 from .tensor_checks import extremes
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import numerics, ops
-from ..scheme.recipe import FLOAT, TensorSpec
+from ..scheme.formats import TensorSpec
 from .module import QuantModule
 
 
@@ -14,7 +14,7 @@ class QuantConv1d(QuantModule):
     def __init__(self, channels: int, width: int, bias: bool, spec: TensorSpec):
         super().__init__()
         self.spec = spec
-        quantized = spec != FLOAT
+        quantized = not spec.is_float
         self.register_buffer("weight", torch.zeros(channels, width, dtype=torch.int8 if quantized else torch.float32))
         self.register_buffer("weight_scale", torch.ones(channels, dtype=torch.float32) if quantized else None)
         self.register_buffer("bias", torch.zeros(channels, dtype=torch.float32) if bias else None)
@@ -24,7 +24,7 @@ class QuantConv1d(QuantModule):
         """The weights of a depthwise `conv`, rounded to nearest with one scale per channel where `spec` is int8."""
         weight = conv.weight.detach().squeeze(1)  # [D, 1, K] -> [D, K]
         converted = cls(*weight.shape, conv.bias is not None, spec)
-        if spec == FLOAT:
+        if spec.is_float:
             converted.weight = weight.to(torch.float32).clone()
         else:
             converted.weight_scale = numerics.per_channel_scale(weight, spec.bits)  # [D]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..scheme.recipe import FLOAT, STATIC, TensorSpec
+from ..scheme.formats import STATIC, TensorSpec
 from ..weights.head import head_chunks
 from .gradients import without_gradient
 from .linear import QuantLinear
@@ -63,7 +63,7 @@ class QuantHead(QuantModule):
         self.act, self.chunks = act, chunks
         input_scales = torch.ones(chunks, hidden_size, dtype=torch.float32) if chunks else None
         self.register_buffer("input_multipliers", input_scales)
-        self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32) if act == STATIC else None)
+        self.register_buffer("head_in_scale", torch.ones((), dtype=torch.float32) if act.is_static else None)
         if tied_to is None:
             self.linear = QuantLinear(hidden_size, vocab_size, bias=False, spec=spec)
         # not registered as a submodule: the table is stored once, under the embedding's name
@@ -91,7 +91,7 @@ class QuantHead(QuantModule):
                 for multiplier, chunk in zip(self.input_multipliers, rows, strict=True)
             ]
             return torch.cat(parts, dim=-1)
-        if self.act == FLOAT:
+        if self.act.is_float:
             return self.table.product(hidden_states.float())
         if self.head_in_scale is None:
             return self.table.product(*ops.quantize_per_token(hidden_states))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..scheme.recipe import TensorSpec
+from ..scheme.formats import TensorSpec
 from ..weights.rounded import RoundedWeight
 from .gradients import without_gradient
 from .weight import QuantWeight

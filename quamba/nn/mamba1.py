@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..hadamard import base_on
-from ..scheme.recipe import FLOAT, Scheme
+from ..scheme.formats import Scheme
 from ..weights.rounded import RoundedWeight
 from . import float_kernels
 from .conv1d import QuantConv1d
@@ -206,14 +206,14 @@ class QuantMamba1Mixer(QuantMixer):
             return self.dt_proj.multiplied(dt), B, C
         dt, B, C = self.x_proj(x, self.x_scale).split(parts, dim=-1)  # float32 [B, L, R | N | N]
         eps = self.ssm_norm_eps
-        if self.scheme.act == FLOAT:
+        if self.scheme.act.is_float:
             return ops.rms_norm(dt, eps, multiplier), ops.rms_norm(B, eps), ops.rms_norm(C, eps)
         dt = ops.rms_norm_quant(dt, eps, self.dt_rank_scale, multiplier)
         return dt, ops.rms_norm_quant(B, eps, self.B_scale), ops.rms_norm_quant(C, eps, self.C_scale)
 
     def output_scales(self) -> tuple[Tensor | None, Tensor | None]:
         """Per-channel output scales of in_proj [2D] (conv_in | z) and of x_proj [R + 2N] (dt_rank | B | C)."""
-        if self.scheme.act == FLOAT:
+        if self.scheme.act.is_float:
             return None, None
         D, N = self.d_inner, self.d_state
         in_proj = torch.cat([self.conv_in_scale.expand(D), self.z_scale.expand(D)])
@@ -222,7 +222,7 @@ class QuantMamba1Mixer(QuantMixer):
 
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, ssm_state: Tensor | None) -> Tensor:
         """The selective scan gated by SiLU(z), on int8 or on float x, B, C and z -> float32 [B, L, D]."""
-        if self.scheme.act == FLOAT:
+        if self.scheme.act.is_float:
             return ops.selective_scan(x, dt, self.A, B, C, self.D, z, None, ssm_state)
         scales = (self.x_scale, self.B_scale, self.C_scale, self.z_scale)
         return ops.selective_scan_int8(x, dt, self.A, B, C, self.D, z, None, ssm_state, *scales)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.schemas import MAMBA1_STEP_LINEARS
-from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba1 import TAPS, QuantMamba1Mixer
 from .norm import FinalNorm
@@ -19,7 +18,7 @@ def _layer_tensors(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
     """What `mamba1_step` reads of a layer, in the order of ops.schemas.MAMBA1_STEP_TENSORS."""
     tensors = [tensor for name in MAMBA1_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv = mixer.conv1d
-    if mixer.scheme.act == FLOAT:
+    if mixer.scheme.act.is_float:
         return [*tensors, conv.weight, None, conv.bias, mixer.A, mixer.D, None, None, None]
     # a tap whose scales are dynamic has none, and its place is not read
     scales = [getattr(mixer, f"{tap}_scale") for tap in TAPS]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import QuambaError
 from ..hadamard import base_on
-from ..scheme.recipe import FLOAT, Scheme
+from ..scheme.formats import Scheme
 from ..weights.rounded import RoundedWeight
 from . import float_kernels
 from .conv1d import QuantConv1d
@@ -315,7 +315,7 @@ class QuantMamba2Mixer(QuantMixer):
     def output_scales(self) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
         """Scales per channel: of in_proj's output [D + X] (z | conv_in | B_in | C_in), the convolution's input, a part
         of the same [X], and its output [X] (x | B | C); None three times with float activations."""
-        if self.scheme.act == FLOAT:
+        if self.scheme.act.is_float:
             return None, None, None
         N, B_channels = self.sizes.d_state, self.sizes.conv_parts[1]
         inputs = (self.z_scale.expand(self.d_inner), self.conv_in_scale)
@@ -326,7 +326,7 @@ class QuantMamba2Mixer(QuantMixer):
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm_state: Tensor | None) -> Tensor:
         """The recurrence on int8 or on float x [B, L, D], B and C [B, L, G, N] -> float32 [B, L, D]."""
         limits = (self.dt_min, self.dt_max)
-        if self.scheme.act == FLOAT:
+        if self.scheme.act.is_float:
             return ops.ssd_scan(x, dt, self.A, B, C, self.D, self.dt_bias, *limits, ssm_state)
         scales = (self.x_scale, self.B_scale, self.C_scale)
         state_scale = None if ssm_state is None else self.state_scale  # without a cache no state is kept

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.schemas import MAMBA2_STEP_LINEARS
-from ..scheme.recipe import FLOAT
 from .embedding import QuantHead
 from .mamba2 import QuantMamba2Mixer
 from .norm import FinalNorm
@@ -19,7 +18,7 @@ def _layer_tensors(mixer: QuantMamba2Mixer) -> list[Tensor | None]:
     """What `mamba2_step` reads of a layer, in the order of ops.schemas.MAMBA2_STEP_TENSORS."""
     tensors = [tensor for name in MAMBA2_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv, recurrence = mixer.conv1d, (mixer.A, mixer.D, mixer.dt_bias)
-    if mixer.scheme.act == FLOAT:
+    if mixer.scheme.act.is_float:
         return [*tensors, conv.weight, None, conv.bias, *recurrence, None, None, None, None]
     in_proj_out, conv_in, conv_out = mixer.output_scales()
     # a tap whose scales are dynamic has none, and its place is not read

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..hadamard import base_on
-from ..scheme.recipe import FLOAT
 from .module import QuantModule
 
 
@@ -52,4 +51,4 @@ class QuantMixer(QuantModule):
 
     def _unscaled_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """A linear layer's input without a static scale: quantized token by token, or left float."""
-        return (x, None) if self.scheme.act == FLOAT else ops.quantize_per_token(x)
+        return (x, None) if self.scheme.act.is_float else ops.quantize_per_token(x)

@@ -9,7 +9,6 @@ from typing import Self
 from torch import Tensor, nn
 
 from ..hadamard import base_on
-from ..scheme.recipe import DYNAMIC
 from .embedding import QuantHead
 from .linear import QuantLinear
 from .mixer import QuantMixer
@@ -28,7 +27,7 @@ class Step:
 
     def __init__(self, mixers: Sequence[QuantMixer], norm: FinalNorm | None, head: QuantHead | None):
         self.base = base_on(mixers[0].d_inner, mixers[0].A.device)
-        self.dynamic = mixers[0].scheme.act == DYNAMIC
+        self.dynamic = mixers[0].scheme.act.is_per_token
         self.group_sizes = [mixer.scheme.weight.group_size or 0 for mixer in mixers]
         self.norm_weight, self.head, self.vocab_size = None, [], 0
         if head is not None:

@@ -5,7 +5,7 @@ Every mixer lists its own, `TAPS`, in the order in which it computes them.
 
 from collections.abc import Sequence
 
-from ..scheme.recipe import FLOAT, STATIC, TensorSpec
+from ..scheme.formats import TensorSpec
 
 # those that may have a scale per token instead of a static one: nothing but linear layers reads them
 PER_TOKEN_TAPS = ("in", "out")
@@ -15,9 +15,9 @@ STATE_TAP = "state"
 
 def static_taps(taps: Sequence[str], act: TensorSpec) -> tuple[str, ...]:
     """Those of a block's taps that have a static scale, from calibration, where its activations are in that format."""
-    if act == FLOAT:
+    if act.is_float:
         return ()
-    return tuple(tap for tap in taps if act == STATIC or tap not in PER_TOKEN_TAPS)
+    return tuple(tap for tap in taps if act.is_static or tap not in PER_TOKEN_TAPS)
 
 
 def tap_name(layer: int | None, tap: str) -> str:

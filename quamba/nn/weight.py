@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import numerics, ops
 from ..ops import layout
-from ..scheme.recipe import TensorSpec
+from ..scheme.formats import TensorSpec
 from ..weights.rounded import RoundedWeight
 from .module import FIRST_USE, QuantModule
 

@@ -24,7 +24,7 @@ from ..architectures.linear_sites import Site, find_sites, linear_of, watching
 from ..errors import QuambaError
 from ..models.layer_stack import LayerStack
 from ..models.memory import peak_memory_bytes, reset_peak_memory
-from ..scheme.recipe import TensorSpec
+from ..scheme.formats import TensorSpec
 from ..weights.grid import Grid
 from ..weights.method import SiteReport, WeightMethod, effective_weight, round_head, round_linears
 from ..weights.rounded import RoundedWeight

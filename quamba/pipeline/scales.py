@@ -22,7 +22,7 @@ from ..calibration.run import (
 )
 from ..errors import QuambaError
 from ..nn.taps import STATE_TAP
-from ..scheme.recipe import DYNAMIC, FLOAT, QuantizationRecipe
+from ..scheme.recipe import QuantizationRecipe
 from ..transforms.clusters import ChannelOrder
 from .weights import WeightRun
 
@@ -103,7 +103,7 @@ def scale_source(
     options = {name: dict(arguments) for name, arguments in (observer_options or {}).items()}
     if integers:
         n_bits, states = integers[0].bits, recipe.state_bits == 8
-        head, dynamic = recipe.head_act != FLOAT, DYNAMIC in integers
+        head, dynamic = not recipe.head_act.is_float, any(act.is_per_token for act in integers)
         taps = (*Anatomy.of(model).architecture.taps, *((STATE_TAP,) if states else ()))
         observers = parse_observers(observer or None, head, dynamic, taps)
         check_observer_options(observers, options, n_bits)

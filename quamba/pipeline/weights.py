@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..architectures.anatomy import Anatomy
 from ..calibration.run import CalibrationResult, CalibrationText, default_text, read_windows
 from ..errors import QuambaError
-from ..scheme.recipe import QuantizationRecipe, TensorSpec
+from ..scheme.formats import TensorSpec
+from ..scheme.recipe import QuantizationRecipe
 from ..weights.method import WeightMethod, effective_weight
 from .layerwise import Layer, RoundedModel, round_weights
 from .resume import ResumeFolder

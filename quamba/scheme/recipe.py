@@ -1,111 +1,20 @@
-"""What is quantized to what, as data: a scheme is a row of a table, never a class of its own."""
+"""What a quantized model consists of, as data, and what the arguments of `quamba.quantize` mean for one."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass
 
 from ..errors import QuambaError
-
-GROUP_SIZES = (32, 64, 128, 256)
-DEFAULT_GROUP_SIZE = 128
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Number format of one kind of tensor: integers of `bits`, or floats where the granularity is "none"."""
-
-    bits: int
-    symmetric: bool = True
-    granularity: str = "per_tensor"  # per_tensor | per_token | per_channel | per_group | none
-    group_size: int | None = None  # of per_group: neighbours in the last dimension that share a scale and a zero point
-
-    def describe(self) -> str:
-        """For a module's `repr`: `int8 per channel`, `uint4 per group of 128`, `float`."""
-        if self.granularity == "none":
-            return "float"
-        kind = f"{'int' if self.symmetric else 'uint'}{self.bits} {self.granularity.replace('_', ' ')}"
-        return kind if self.group_size is None else f"{kind} of {self.group_size}"
-
-
-# the format of a weight by its bits, and of an activation by its bits and by whether its scales are dynamic
-WEIGHTS = {
-    8: TensorSpec(8, granularity="per_channel"),
-    4: TensorSpec(4, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),
-    3: TensorSpec(3, symmetric=False, granularity="per_group", group_size=DEFAULT_GROUP_SIZE),  # stored as 4 bits
-}
-FLOAT_STATE_BITS = 32
-STATE_BITS = (8, FLOAT_STATE_BITS)  # of a cached SSM state: int8 with static scales, or float32
-FLOAT = TensorSpec(16, granularity="none")
-STATIC, DYNAMIC = TensorSpec(8), TensorSpec(8, granularity="per_token")
-ACTIVATIONS = {(8, False): STATIC, (8, True): DYNAMIC, (16, False): FLOAT}
-
-
-def weight_spec(bits: int, group_size: int | None = None) -> TensorSpec:
-    """The format of weights of 8, 4 or 3 bits. Raises QuambaError for other bits and for groups that there are not."""
-    if type(bits) is not int or bits not in WEIGHTS:
-        raise QuambaError(f"weights have 3, 4 or 8 bits, not {bits!r}")
-    if group_size is None:
-        return WEIGHTS[bits]
-    if WEIGHTS[bits].granularity != "per_group":
-        raise QuambaError(f"group_size {group_size} needs 4 or 3-bit weights: {bits}-bit ones have a scale per channel")
-    if type(group_size) is not int or group_size not in GROUP_SIZES:
-        raise QuambaError(f"group_size {group_size!r} has no kernels: choose of {', '.join(map(str, GROUP_SIZES))}")
-    return TensorSpec(bits, symmetric=False, granularity="per_group", group_size=group_size)
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Formats of the weights and of the activations of a quantized block.
-
-    An activation "per_token" has dynamic scales at the inputs of in_proj, out_proj and lm_head, static ones elsewhere.
-    """
-
-    name: str
-    weight: TensorSpec
-    act: TensorSpec
-
-    @property
-    def conv_weight(self) -> TensorSpec:
-        """The convolution's weights, K a channel: int8 with quantized activations, else float, whatever the others."""
-        return FLOAT if self.act == FLOAT else WEIGHTS[8]
-
-
-SCHEMES = {
-    name: Scheme(name, weight=WEIGHTS[w_bits], act=ACTIVATIONS[a_bits, False])
-    for name, w_bits, a_bits in ((f"w{w_bits}a{a_bits}", w_bits, a_bits) for a_bits in (8, 16) for w_bits in WEIGHTS)
-}
-
-
-def get_scheme(name: str, group_size: int | None = None, dynamic: bool = False) -> Scheme:
-    """The scheme of that name; `group_size` of 4 and 3-bit weights (None: 128), `dynamic`: activation scales per token.
-
-    Raises QuambaError naming the known ones, and for a group size or dynamic scales where they mean nothing.
-    """
-    if name not in SCHEMES:
-        raise QuambaError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
-    scheme = SCHEMES[name]
-    act = ACTIVATIONS.get((scheme.act.bits, dynamic))
-    if act is None:
-        raise QuambaError(f"dynamic scales are those of 8-bit activations: scheme {name} leaves activations float")
-    return Scheme(name, weight_spec(scheme.weight.bits, group_size), act)
-
-
-def variants() -> Iterator[Scheme]:
-    """Every scheme that this version runs, with every group size and kind of activation scales."""
-    for name, scheme in SCHEMES.items():
-        for group_size in GROUP_SIZES if scheme.weight.granularity == "per_group" else (None,):
-            for bits, dynamic in ACTIVATIONS:
-                if bits == scheme.act.bits:
-                    yield get_scheme(name, group_size, dynamic)
-
-
-def scheme_from_dict(fields: dict) -> Scheme:
-    """The scheme that a checkpoint's config describes. Raises QuambaError where no kernel here runs it."""
-    for scheme in variants():
-        if asdict(scheme) == fields:
-            return scheme
-    raise QuambaError(
-        f"this checkpoint's scheme {str(fields)[:300]} is not one this version runs ({', '.join(SCHEMES)})"
-    )
+from .formats import (
+    FLOAT,
+    STATE_BITS,
+    WEIGHTS,
+    Scheme,
+    TensorSpec,
+    fitting_scheme,
+    get_scheme,
+    scheme_from_dict,
+    weight_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +41,7 @@ class QuantizationRecipe:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.state_bits not in STATE_BITS:
             raise QuambaError(f"SSM states have {' or '.join(map(str, STATE_BITS))} bits, not {self.state_bits!r}")
-        if self.state_bits == 8 and any(scheme.act == FLOAT for scheme in self.block_schemes):
+        if self.state_bits == 8 and any(scheme.act.is_float for scheme in self.block_schemes):
             raise QuambaError("SSM states of 8 bits need 8-bit activations in every layer: leave state_bits at 32")
         for name in ("embedding_bits", "lm_head_bits"):
             if (bits := getattr(self, name)) is not None and (type(bits) is not int or bits not in WEIGHTS):
@@ -156,7 +65,7 @@ class QuantizationRecipe:
     def integer_acts(self) -> tuple[TensorSpec, ...]:
         """The formats of the activations that are integers, of the decoder layers and of the head, each once."""
         acts = dict.fromkeys([*(scheme.act for scheme in self.block_schemes), self.head_act])
-        return tuple(act for act in acts if act != FLOAT)
+        return tuple(act for act in acts if not act.is_float)
 
     @property
     def quantizes_activations(self) -> bool:
@@ -208,11 +117,18 @@ class QuantizationRecipe:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "QuantizationRecipe":
-        """The recipe of a checkpoint. Raises QuambaError on a scheme or a field that this version does not know."""
-        names = set(cls.__dataclass_fields__)
-        if set(fields) != names:
-            odd = sorted(set(fields) ^ names)
-            raise QuambaError(f"quantization_config does not fit this version: missing or unknown fields {odd}")
+        """The recipe of a checkpoint; a field that it was written before has its default.
+
+        Raises QuambaError on a scheme or a field that this version does not know, and without a scheme.
+        """
+        known = cls.__dataclass_fields__
+        if unknown := sorted(set(fields) - set(known)):
+            raise QuambaError(
+                f"quantization_config has {unknown[0]!r}, which this version does not know: install a newer quamba"
+            )
+        if missing := [name for name, field in known.items() if field.default is MISSING and name not in fields]:
+            raise QuambaError(f"quantization_config has no {missing[0]!r}")
+        fields = {name: field.default for name, field in known.items() if field.default is not MISSING} | fields
         if not isinstance(fields["layers"], list | tuple):
             raise QuambaError(
                 f"quantization_config has {fields['layers']!r} for the schemes of layers, which is no list"
@@ -234,7 +150,7 @@ class QuantizationRecipe:
 
 def _where(act: TensorSpec, have_block: Sequence[bool]) -> str:
     """The format of activations of layers some of which may have no Mamba block, and with it none but float ones."""
-    if act == FLOAT or all(have_block):
+    if act.is_float or all(have_block):
         return act.describe()
     if not any(have_block):
         return f"{FLOAT.describe()}: no Mamba block"
@@ -305,16 +221,6 @@ def _schemes(
     layers = tuple(fitting_scheme(layer, group_size, dynamic) for layer in layer_names)
     if group_size is not None and all(layer.weight.group_size is None for layer in layers):
         raise QuambaError(f"group_size {group_size} needs layers of 4 or 3-bit weights: all have a scale per channel")
-    if dynamic and all(layer.act == FLOAT for layer in layers):
+    if dynamic and all(layer.act.is_float for layer in layers):
         raise QuambaError("dynamic scales are those of 8-bit activations: every layer leaves activations float")
     return fitting_scheme(name, group_size, dynamic), layers
-
-
-def fitting_scheme(name: str, group_size: int | None, dynamic: bool) -> Scheme:
-    """The scheme of that name with what it has a use for: a group size below 8 bits, scales per token of integers.
-
-    Raises QuambaError for a scheme and a group size that there are not.
-    """
-    plain = get_scheme(name)
-    grouped = plain.weight.granularity == "per_group"
-    return get_scheme(name, group_size if grouped else None, dynamic and plain.act != FLOAT)

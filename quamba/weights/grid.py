@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import numerics
 from ..errors import QuambaError
-from ..scheme.recipe import TensorSpec
+from ..scheme.formats import TensorSpec
 from .rounding_state import RoundingState
 
 
@@ -39,9 +39,9 @@ class Grid:
     @classmethod
     def of(cls, spec: TensorSpec) -> "Grid":
         """The grid of a weight's format. Raises QuambaError for a format whose scales are not per channel or group."""
-        if spec.granularity not in ("per_channel", "per_group"):
+        if spec.granularity != "per_channel" and not spec.is_grouped:
             raise QuambaError(f"a weight has a scale per channel or per group, which {spec.describe()!r} has not")
-        return cls(spec.bits, spec.symmetric, spec.group_size if spec.granularity == "per_group" else None)
+        return cls(spec.bits, spec.symmetric, spec.group_size if spec.is_grouped else None)
 
     def columns_per_group(self, columns: int) -> int:
         """How many neighbouring columns share a scale in a weight of that many."""

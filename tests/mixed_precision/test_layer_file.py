@@ -11,7 +11,7 @@ from quamba.mixed_precision.layer_file import (
     read_layer_schemes,
     write_layer_schemes,
 )
-from quamba.scheme.recipe import SCHEMES
+from quamba.scheme.formats import SCHEMES
 
 EXPECTED = ("w8a8", "w4a8", "w4a16", "w8a8")
 

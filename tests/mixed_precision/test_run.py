@@ -16,7 +16,7 @@ from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
 from quamba.nn.mamba1 import TAPS as MAMBA1_TAPS
 from quamba.nn.mamba2 import TAPS as MAMBA2_TAPS
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.weights.method import WeightMethod
 from tests.tiny_llama import tiny_llama
 

@@ -21,7 +21,7 @@ from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.run import MixedPrecisionSearch, search_schemes
 from quamba.mixed_precision.sensitivity import sum_of_divergences
 from quamba.mixed_precision.sizes import layer_sizes
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 from quamba.weights.method import WeightMethod
 

@@ -6,7 +6,7 @@ from quamba.architectures.anatomy import Anatomy
 from quamba.architectures.convert import install_float_mixers
 from quamba.mixed_precision.sizes import layer_sizes, matrix_bytes
 from quamba.nn.weight import QuantWeight
-from quamba.scheme.recipe import SCHEMES, get_scheme, variants
+from quamba.scheme.formats import SCHEMES, get_scheme, variants
 from tests.tiny_llama import tiny_llama
 
 WEIGHT_SPECS = list(dict.fromkeys(scheme.weight for scheme in variants()))

@@ -6,7 +6,7 @@ from torch import nn
 
 from quamba import numerics, ops
 from quamba.nn.conv1d import QuantConv1d
-from quamba.scheme.recipe import FLOAT, weight_spec
+from quamba.scheme.formats import FLOAT, weight_spec
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no bias"])

@@ -6,7 +6,7 @@ from torch import nn
 
 from quamba import numerics
 from quamba.nn.embedding import QuantEmbedding, QuantHead
-from quamba.scheme.recipe import DYNAMIC, FLOAT, STATIC, weight_spec
+from quamba.scheme.formats import DYNAMIC, FLOAT, STATIC, weight_spec
 
 SPECS = [weight_spec(8), weight_spec(4, 32), weight_spec(4)]
 by_format = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.describe())

@@ -10,7 +10,7 @@ from quamba.errors import QuambaError
 from quamba.nn.embedding import QuantHead
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear
 from quamba.nn.norm import FinalNorm
-from quamba.scheme.recipe import FLOAT, STATIC, TensorSpec
+from quamba.scheme.formats import FLOAT, STATIC, TensorSpec
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 from tests.tiny_falcon_mamba import tiny_falcon_mamba
 from tests.tiny_hybrids import tiny_bamba

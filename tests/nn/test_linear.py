@@ -6,7 +6,7 @@ from torch import nn
 
 from quamba import numerics, ops
 from quamba.nn.linear import QuantLinear
-from quamba.scheme.recipe import weight_spec
+from quamba.scheme.formats import weight_spec
 
 SPECS = [weight_spec(8), *(weight_spec(4, size) for size in (32, 64, 128))]
 by_format = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.describe())

@@ -9,7 +9,8 @@ from quamba.nn.mamba1 import TAPS
 from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
 from quamba.pipeline.transform import transform
-from quamba.scheme.recipe import QuantizationRecipe, get_scheme
+from quamba.scheme.formats import get_scheme
+from quamba.scheme.recipe import QuantizationRecipe
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 
 OPTIONS = [{}, {"use_bias": True}, {"use_conv_bias": False}, {"conv_kernel": 3}, {"tie_word_embeddings": False}]

@@ -12,7 +12,7 @@ from quamba.generation.decoder import Decoder
 from quamba.mixed_precision.sizes import layer_sizes
 from quamba.nn.linear import WeightOnlyLinear
 from quamba.nn.weight import QuantWeight
-from quamba.scheme.recipe import get_scheme
+from quamba.scheme.formats import get_scheme
 from quamba.weights.method import WeightMethod
 from tests.tiny_llama import tiny_llama
 

@@ -9,7 +9,7 @@ import quamba
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.pipeline.layerwise import round_weights
-from quamba.scheme.recipe import weight_spec
+from quamba.scheme.formats import weight_spec
 from quamba.weights.grid import Grid
 from quamba.weights.method import WeightMethod, effective_weight
 from quamba.weights.rounding import FlipOptions

@@ -21,7 +21,7 @@ import quamba
 from quamba.errors import QuambaError
 from quamba.nn.linear import QuantLinear
 from quamba.pipeline.resume import ResumeFolder
-from quamba.scheme.recipe import SCHEMES
+from quamba.scheme.formats import SCHEMES
 from quamba.weights import method
 from quamba.weights.method import WeightMethod
 from quamba.weights.rounding import FlipOptions

@@ -6,18 +6,17 @@ from dataclasses import asdict, replace
 import pytest
 
 from quamba.errors import QuambaError
-from quamba.scheme.recipe import (
+from quamba.scheme.formats import (
     DYNAMIC,
     GROUP_SIZES,
     SCHEMES,
     STATIC,
-    QuantizationRecipe,
-    create_recipe,
     fitting_scheme,
     get_scheme,
     scheme_from_dict,
     variants,
 )
+from quamba.scheme.recipe import QuantizationRecipe, create_recipe
 
 BOTH = {"quantize_embedding": True, "quantize_lm_head": True}
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from quamba.mixed_precision.budget import Budget
 from quamba.mixed_precision.search import choose_schemes, frontier
-from quamba.scheme.recipe import SCHEMES
+from quamba.scheme.formats import SCHEMES
 from quamba.study.mixed_precision_figure import frontier_figure
 from quamba.study.mixed_precision_report import frontier_report
 from quamba.study.saving import save_figure

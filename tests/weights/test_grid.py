@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quamba.errors import QuambaError
-from quamba.scheme.recipe import DYNAMIC, FLOAT, STATIC, TensorSpec, weight_spec
+from quamba.scheme.formats import DYNAMIC, FLOAT, STATIC, TensorSpec, weight_spec
 from quamba.weights.grid import Grid
 
 GROUPED = [Grid(bits, False, group_size) for bits in (3, 4, 8) for group_size in (5, 32, 128, None)]

@@ -10,7 +10,7 @@ from ...evaluation.log import SCHEMES_STEM
 from ...mixed_precision.budget import Budget
 from ...mixed_precision.layer_file import read_layer_schemes
 from ...mixed_precision.run import MixedPrecisionSearch
-from ...scheme.recipe import FLOAT, WEIGHTS, get_scheme
+from ...scheme.formats import FLOAT, WEIGHTS, get_scheme
 
 MIXED_PRECISION_OPTIONS = "hybrid_blocks hybrid_blocks_config hybrid_search hybrid_schemes"
 MIXED_SUFFIX = "-hybrid"  # of a model's name, where layers have schemes of their own
@@ -87,7 +87,7 @@ def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str
 
 def _check_activations(args: argparse.Namespace, schemes: Sequence[str], source: str) -> None:
     """Raises QuambaError where --a_bits, which decides whether there is a calibration, says other than the layers."""
-    float_layers = [get_scheme(name).act == FLOAT for name in schemes]
+    float_layers = [get_scheme(name).act.is_float for name in schemes]
     if args.a_bits == FLOAT.bits and not all(float_layers):
         name = schemes[float_layers.index(False)]
         raise QuambaError(
@@ -99,7 +99,7 @@ def _check_activations(args: argparse.Namespace, schemes: Sequence[str], source:
 
 def found(args: argparse.Namespace, schemes: Sequence[str]) -> dict:
     """What a search found, as arguments of `quamba.quantize`: no calibration where all activations stay float."""
-    if args.quantize_lm_head or any(get_scheme(name).act != FLOAT for name in schemes):
+    if args.quantize_lm_head or not any(get_scheme(name).act.is_float for name in schemes):
         return {"layer_schemes": schemes}
     unused = ("observer", "observer_options", "calibration", "save_activations", "group_heads")
     return {"layer_schemes": schemes, **dict.fromkeys(unused)}

@@ -4,7 +4,7 @@ import os
 
 from ...calibration.defaults import DEFAULT_OBSERVERS
 from ...observers.per_tensor import observer_names
-from ...scheme.recipe import DEFAULT_GROUP_SIZE, GROUP_SIZES, STATE_BITS
+from ...scheme.formats import DEFAULT_GROUP_SIZE, GROUP_SIZES, STATE_BITS
 from ...text.data import TEXT_NAMES
 from ..arguments import positive_int
 

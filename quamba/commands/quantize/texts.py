@@ -12,7 +12,7 @@ from ...checkpoint.load_float import read_model_config
 from ...errors import QuambaError
 from ...models.positions import max_positions
 from ...pipeline.weights import WINDOWS
-from ...scheme.recipe import FLOAT, SCHEMES
+from ...scheme.formats import FLOAT, SCHEMES
 from ...text import sources as text_sources
 from ...text.data import EMBEDDED_MODELS, TEXT_NAMES, EmbeddedDefaults
 from ...text.sources import data_dir_for, find_data_files

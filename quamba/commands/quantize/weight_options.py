@@ -3,7 +3,7 @@
 import argparse
 
 from ...errors import QuambaError
-from ...scheme.recipe import FLOAT
+from ...scheme.formats import FLOAT
 from ...weights.gptq import GptqOptions
 from ...weights.method import DEFAULT_METHODS, MEAN, METHODS, NEAREST, WeightMethod
 from ...weights.rounding import FlipOptions, rounding_names, try_rounding

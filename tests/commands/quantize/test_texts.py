@@ -10,7 +10,7 @@ from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration.run import TapResult
 from quamba.checkpoint import Checkpoint
 from quamba.commands.quantize import texts as run_texts
-from quamba.scheme.recipe import SCHEMES
+from quamba.scheme.formats import SCHEMES
 from quamba.text.data import EMBEDDED_MODELS
 from tests.test_utils import EMBEDDED, OTHER, parse
 

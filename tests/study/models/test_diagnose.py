@@ -10,7 +10,7 @@ from torch import nn
 from quamba.errors import QuambaError
 from quamba.nn.conv1d import QuantConv1d
 from quamba.nn.linear import QuantLinear
-from quamba.scheme.recipe import weight_spec
+from quamba.scheme.formats import weight_spec
 from quamba.study.models.diagnose import (
     EMBEDDING,
     LayerDifference,
