@@ -37,7 +37,9 @@ from quamba.models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from quamba.models.text_config import text_config
 from quamba.models.tying import is_one_table
 from quamba.pipeline.resume import ResumeFolder
+from quamba.pipeline.simulate import method_bits, simulate
 from quamba.scheme.formats import get_scheme
+from quamba.scheme.simulation import Simulation
 from quamba.study.mixed_precision_report import frontier_report, to_markdown
 from quamba.text.data import asset_hashes
 from quamba.text.reading import reading_once
@@ -191,8 +193,38 @@ def quantize_and_save(
     return found
 
 
+def simulate_formats(model, tokenizer, args: argparse.Namespace, checkpoint: Checkpoint, formats: Simulation) -> dict:
+    """Makes the model compute in floats what the formats would, in place; the log's account of it."""
+    method = weight_method(args, method_bits(formats))
+    calibration = run_texts.calibration_text(args, checkpoint)
+    text = None if formats.weight.is_float else run_texts.weight_text(args, checkpoint, method)
+    say(f"Simulating {formats.name}: {formats.describe()}; on {calibration.describe()}")
+    simulate(
+        model,
+        tokenizer,
+        formats,
+        utils.observer_spec(args),
+        calibration,
+        weights=method,
+        weight_text=text,
+        observer_options=utils.observer_options(args),
+    )
+    return {"simulation": formats.to_dict()}
+
+
+def requested_simulation(args: argparse.Namespace) -> Simulation | None:
+    """The formats of --simulate, None without it. Raises QuambaError for what is none."""
+    if not args.simulate:
+        return None
+    formats = Simulation.parse(args.simulate, args.group_size, args.dynamic)
+    weight_method(args, method_bits(formats))
+    return formats
+
+
 def expected_scheme(args: argparse.Namespace) -> str:
     """What the log of a run is called after, as far as the options tell."""
+    if formats := requested_simulation(args):
+        return formats.title
     return utils.scheme_name(args) if args.quantize else "fp"
 
 
@@ -254,7 +286,7 @@ def read_texts(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: contextlib.ExitStack) -> None:
     """One whole run: load, measure, quantize, save, measure again, log, summarize; `held`: to its end."""
-    if args.plugin and args.quantize:  # its names may be among the options
+    if args.plugin and (args.quantize or args.simulate):  # its names may be among the options
         quamba.load_plugin(args.plugin)
     utils.check_quantization_options(args, parser)
     if args.quantize:  # what is wrong with these is said before anything is downloaded
@@ -262,7 +294,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, held: context
         mixed_precision_options.requested_search(args, utils.channel_groups(args))
         if (bits := mixed_precision_options.lowest_bits(args, None)) is not None:
             weight_method(args, bits)
+    if args.quantize or args.simulate:
         utils.observer_options(args)
+    requested_simulation(args)
     checkpoint = resolve_checkpoint(args.model, args.pretrained_dir)
     check_evaluation(args, checkpoint)
     arguments, target = None, None
@@ -304,17 +338,20 @@ def measure_run(
     if run_texts.embedded_defaults(checkpoint):
         log["assets_sha256"] = asset_hashes()
     disk_bytes, float_result = checkpoint_bytes(checkpoint.path), None
-    if args.quantize:
-        if not args.skip_float:
-            float_result = measure(model, tokenizer, args, checkpoint, "float")
-            log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
+    formats = requested_simulation(args)
+    if (args.quantize or formats) and not args.skip_float:
+        float_result = measure(model, tokenizer, args, checkpoint, "float")
+        log["float"] = {**float_result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}
+    if formats:
+        log |= simulate_formats(model, tokenizer, args, checkpoint, formats)
+    elif args.quantize:
         log |= quantize_and_save(model, tokenizer, args, checkpoint, arguments, target, failures)
         disk_bytes = checkpoint_bytes(target) if log["saved"] else tensor_bytes(model)
     recipe = recipe_of(model)
-    log["scheme"] = recipe.name if recipe else "fp"
+    log["scheme"] = formats.title if formats else recipe.name if recipe else "fp"
     log["kernels"] = kernels_run(model)
     log["recipe"] = recipe.to_dict() if recipe else None
-    result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe else "float")
+    result = measure(model, tokenizer, args, checkpoint, log["scheme"] if recipe or formats else "float")
     log["ppl_text_sha256"] = result.text_sha256
     log["ppl_tokens"] = {dataset: windows.tokens for dataset, windows in result.windows.items()}
     log |= {**result, "size": {"disk_bytes": disk_bytes, "memory_bytes": memory_bytes(model)}}

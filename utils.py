@@ -40,6 +40,12 @@ QUANTIZATION_OPTIONS = (
 )
 OBSERVER_OPTIONS = "observer use_outlier_aware percentile_alpha calibration save_activations group_heads"
 
+# those that a simulation of formats has a use for
+SIMULATION_OPTIONS = (
+    f"group_size dynamic skip_float plugin observer use_outlier_aware percentile_alpha {TEXT_OPTIONS} "
+    f"{WEIGHT_OPTIONS.replace(' resume', '').replace(' lmhead_chunks', '')}"
+)
+
 EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --use_outlier_aware        offline, the embedded checkpoint
   python main.py mamba-tiny --quantize --observer mse             another observer for tap x
@@ -51,6 +57,7 @@ EXAMPLES = """examples:
   python main.py mamba-tiny --quantize --w_bits 4 --dynamic       4-bit weights, activation scales per token
   python main.py llama-1b --quantize --w_bits 4 --a_bits 16 --weight_method awq --use_heuristic
                                                                   the weights of any causal LM, in groups of 128
+  python main.py mamba-tiny --simulate w4a4                       what formats without kernels would cost
   python main.py mamba-130m --quantize --pretrained_dir models    saves to models/mamba-130m-w8a8
   python main.py models/mamba-130m-w8a8 --task_list lambada_openai,arc_easy
 """
@@ -197,9 +204,16 @@ def check_quantization_options(
     `recipe_arguments`.
     """
 
-    def given(names: str) -> list[str]:
-        return [name for name in names.split() if getattr(args, name) != parser.get_default(name)]
+    def given(names: str, without: str = "") -> list[str]:
+        chosen = [name for name in names.split() if name not in without.split()]
+        return [name for name in chosen if getattr(args, name) != parser.get_default(name)]
 
+    if args.simulate:
+        if args.quantize:
+            raise QuambaError("--simulate computes in floats what --quantize runs in kernels: drop one of them")
+        if names := given(f"{QUANTIZATION_OPTIONS} {OBSERVER_OPTIONS} {TEXT_OPTIONS}", without=SIMULATION_OPTIONS):
+            raise QuambaError(f"--{names[0]} does nothing with --simulate: drop it")
+        return
     if not args.quantize and (names := given(f"{QUANTIZATION_OPTIONS} {OBSERVER_OPTIONS} {TEXT_OPTIONS}")):
         raise QuambaError(f"--{names[0]} does nothing without --quantize: add it, or drop the option")
     if not args.quantize or calibrates(args):

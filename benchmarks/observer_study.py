@@ -26,11 +26,11 @@ from quamba.evaluation import EvaluationResult, compare
 from quamba.evaluation.compare import perplexity_ratio
 from quamba.evaluation.perplexity import PerplexityResult, perplexity
 from quamba.nn.mamba1 import TAPS
+from quamba.pipeline.fake_quantize import fake_quantized
 from quamba.pipeline.quantize import transform
 from quamba.storage.files import write_text_atomically
 from quamba.study.observers.capture import capture
 from quamba.study.observers.comparison import compare_observers
-from quamba.study.observers.fake_quantize import fake_quantized
 from quamba.study.observers.specs import parse_spec, parse_specs
 from quamba.text.data import EMBEDDED_MODELS, evaluation_windows, load_text
 

@@ -20,6 +20,7 @@ from ..models.tying import is_one_table
 from ..models.weight_ranges import check_weight_ranges
 from ..nn.placement import align_floats
 from ..scheme.recipe import QuantizationRecipe, create_recipe
+from ..scheme.simulation import simulation_of
 from ..transforms import ChannelOrder
 from ..weights.method import DEFAULT_METHODS, WeightMethod
 from .resume import ResumeFolder
@@ -87,6 +88,8 @@ def quantize(
     """
     if isinstance(model, PreTrainedModel) and recipe_of(model) is not None:
         raise QuambaError("the model is quantized already: quantize the float model it was made from")
+    if simulation_of(model) is not None:
+        raise QuambaError("the model simulates formats in floats: load the float model again and quantize that")
     check_float_model(model)
     recipe = create_recipe(
         scheme,

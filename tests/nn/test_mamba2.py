@@ -13,10 +13,10 @@ from quamba.nn.linear import QuantLinear
 from quamba.nn.mamba2 import TAPS, Mamba2Sizes, QuantMamba2Mixer
 from quamba.nn.taps import PER_TOKEN_TAPS
 from quamba.ops import reference
+from quamba.pipeline.fake_quantize import fake_quantized
 from quamba.pipeline.transform import transform
 from quamba.scheme.formats import get_scheme
 from quamba.scheme.recipe import QuantizationRecipe
-from quamba.study.observers.fake_quantize import fake_quantized
 from quamba.weights.rounded import RoundedWeight
 from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
 

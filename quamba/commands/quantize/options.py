@@ -12,6 +12,13 @@ from ..arguments import positive_int
 def add_quantization_options(group) -> None:
     """What is quantized to what."""
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
+    group.add_argument(
+        "--simulate",
+        type=os.path.expanduser,
+        metavar="FORMATS",
+        help="measure formats that may have no kernels, in float arithmetic: w4a4, w6a8, w2a16, or a JSON file "
+        '{"weights": {"bits": 4, "group_size": 64}, "activations": {"bits": 4}, "taps": {"x": {"bits": 8}}}',
+    )
     group.add_argument("--w_bits", type=int, default=8, help="bits of the weights: 8 (default), 4 or 3")
     group.add_argument(
         "--a_bits", type=int, default=8, help="bits of the activations of Mamba blocks: 8 (default), or 16 (float)"

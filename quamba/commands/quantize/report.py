@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...evaluation.summary import backend_line
 from ...scheme.recipe import QuantizationRecipe
+from ...scheme.simulation import Simulation
 
 
 def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:
@@ -12,6 +13,9 @@ def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:
     lines = []
     if log["recipe"]:
         lines.append(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe(blocks)}")
+    if simulation := log.get("simulation"):
+        formats = Simulation.from_dict(simulation)
+        lines.append(f"simulation  {formats.describe()}, computed in floats: sizes and speed are the float model's")
     if weights := log.get("weights"):
         lines.append(f"weights     {weights_line(weights)}")
     if calibration := log.get("calibration"):

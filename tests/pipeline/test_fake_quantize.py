@@ -12,8 +12,8 @@ from quamba.calibration.defaults import parse_observers
 from quamba.calibration.run import calibrate, model_fingerprint
 from quamba.errors import QuambaError
 from quamba.nn.mamba2 import TAPS
+from quamba.pipeline.fake_quantize import fake_quantized
 from quamba.pipeline.transform import transform
-from quamba.study.observers.fake_quantize import fake_quantized
 
 
 @pytest.fixture
