@@ -1,21 +1,21 @@
-"""`python -m quamba COMMAND`: a module of `commands` each."""
+"""`quamba COMMAND`, or `python -m quamba COMMAND`: a module of `commands` each."""
 
 import argparse
-import logging
 import os
 import sys
 
 from .commands import compare, compare_logs, diagnose, generate, observers, profile
-from .commands.failures import exit_status
+from .commands.failures import exit_status, set_up_logging
+from .commands.quantize import command as quantize
 
-COMMANDS = (generate, profile, observers, compare, diagnose, compare_logs)
+COMMANDS = (quantize, generate, profile, observers, compare, diagnose, compare_logs)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every command adds its own options."""
     parser = argparse.ArgumentParser(
         prog="python -m quamba",
-        description="Tools beside main.py, which quantizes and measures a model.",
+        description="Quantize language models, measure them, and look at what became of them.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -35,8 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """The exit status: see `failures.exit_status`."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("quamba").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
+    set_up_logging(args.verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return exit_status(f"quamba {args.command}", lambda: args.run(args), args.verbose)
 

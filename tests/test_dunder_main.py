@@ -55,6 +55,7 @@ def raising(error: BaseException):
 
 def test_the_commands_have_names_of_their_own():
     assert [command.NAME for command in COMMANDS] == [
+        "quantize",
         "generate",
         "profile",
         "observers",

@@ -13,6 +13,7 @@ import quamba
 from quamba.calibration.recording import open_activations
 from quamba.calibration.run import CalibrationResult
 from quamba.checkpoint import recipe_of
+from quamba.commands.quantize import run
 from quamba.study.logs.result_log import read_logs
 from quamba.text.data import load_text, text_sha256
 
@@ -297,7 +298,7 @@ def test_calibration_reads_a_folder_beside_another_text_for_perplexity(tiny):
 
 
 def test_a_folder_without_the_test_split_is_told_before_a_model_is_loaded(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(main, "load_checkpoint", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(run, "load_checkpoint", lambda *_: pytest.fail("the model was loaded"))
     command = ["tiny", "--quantize", "--calib_dataset", "wikitext2", "--data_dir", wikitext("texts", "train")]
     told = fails(capsys, command)  # wikitext2 is the default of perplexity too
     assert told.startswith("--data_dir texts has no test split of wikitext2: looked in it and in its folders ")

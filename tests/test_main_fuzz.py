@@ -1,5 +1,6 @@
 """Random options with odd values: every run is refused in one line, or gets as far as loading the model."""
 
+import argparse
 import random
 import sys
 from pathlib import Path
@@ -45,7 +46,12 @@ def odd_files(monkeypatch):
     def stop(*_, **__):
         raise QuambaError(STOPPED)
 
-    names = ("main", "quamba.commands.profile", "quamba.commands.observers", "quamba.study.models.sources")
+    names = (
+        "quamba.commands.quantize.run",
+        "quamba.commands.profile",
+        "quamba.commands.observers",
+        "quamba.study.models.sources",
+    )
     for name in names:
         monkeypatch.setattr(sys.modules[name], "load_checkpoint", stop)
     monkeypatch.setattr("quamba.commands.generate.load", stop)
@@ -88,7 +94,7 @@ def test_main(odd_files, capsys):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
 def test_commands(command, odd_files, capsys):
     chance = random.Random(SEED)
-    parser = main.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     options = options_of(parser)
     needed = {"generate": 1, "profile": 1, "compare": 2, "diagnose": 2, "compare-logs": 2}.get(command.NAME, 0)

@@ -9,6 +9,7 @@ import main
 import quamba
 from quamba.__main__ import main as quamba_main
 from quamba.checkpoint import recipe_of, resolve_checkpoint
+from quamba.commands.quantize import run
 from quamba.commands.quantize import texts as run_texts
 from quamba.study.logs.result_log import find_log, read_logs
 from tests.test_main import QUANTIZE, VOCABULARY, fails, place, process_state, read_log, write_tiny  # noqa: F401 (fixtures)
@@ -158,7 +159,7 @@ def test_weights_are_rounded_as_the_bits_that_layers_really_have_say(tiny, capsy
 @only_mamba
 def test_texts_of_a_search_without_a_calibration_are_checked(tiny, capsys, monkeypatch):
     """With float activations, and weights rounded to nearest, nothing but the search reads calibration text."""
-    monkeypatch.setattr(main, "measure", None)
+    monkeypatch.setattr(run, "measure", None)
     options = ["--quantize", "--a_bits", "16", "--weight_method", "rtn", "--hybrid_search", "10"]
     Path("few.txt").write_text("w1 w2")
     told = fails(capsys, [*tiny, *options, "--calib_dataset", "few.txt"])
@@ -238,7 +239,7 @@ def test_the_other_commands_take_such_models(tiny, family, capsys):
     ids=str,
 )
 def test_a_mistake_is_one_line_before_anything_is_measured(tiny, capsys, monkeypatch, options, message):
-    monkeypatch.setattr(main, "measure", None)
+    monkeypatch.setattr(run, "measure", None)
     Path("notes.txt").write_text("the user's own")
     read = ["--quantize"] if "--a_bits" in options else QUANTIZE  # weights alone need no text
     told = fails(capsys, [*tiny, *read, *options])
@@ -248,7 +249,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(tiny, capsys, monkeyp
 
 @only_mamba2
 def test_more_groups_than_a_model_has_are_refused(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(main, "measure", None)
+    monkeypatch.setattr(run, "measure", None)
     for option, message in (
         ("--head_groups", "head_groups 99 is too many: there are 2 heads in an SSD group, so give 2 at most"),
         ("--channel_groups", "channel_groups 99 is too many: there are 16 channels in a head, so give 16 at most"),

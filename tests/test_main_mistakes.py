@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+from quamba.commands.quantize import run
 from tests.test_main import (  # noqa: F401 (fixtures)
     QUANTIZE,
     ROOT,
@@ -118,7 +119,7 @@ def test_activations_that_could_not_be_saved_are_told_before_any_work(tiny, caps
     def load(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(main, "load_checkpoint", load)
+    monkeypatch.setattr(run, "load_checkpoint", load)
     assert main.main([*tiny, "--quantize", "--save_activations", "acts", *options]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -11,6 +11,7 @@ import main
 import quamba
 from quamba.architectures.convert import quantized_bytes
 from quamba.calibration.recording import ActivationRecorder
+from quamba.commands.quantize import measuring, run
 from quamba.models import memory
 from tests.storage.test_outputs import USAGE
 from tests.test_main import (  # noqa: F401 (fixtures)
@@ -51,14 +52,14 @@ def test_outputs_that_cannot_be_are_refused_before_the_model_is_loaded(tiny, cap
     def load(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(main, "load_checkpoint", load)
+    monkeypatch.setattr(run, "load_checkpoint", load)
     assert message in fails(capsys, [*tiny, *SAVE, *options])
     assert Path("text.txt").is_file()
 
 
 def test_too_little_room_is_told_before_the_work(tiny, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**9, 0, 1000))
-    monkeypatch.setattr(main, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured"))
     assert "0.0 MB are free on that disk" in fails(capsys, [*tiny, *SAVE])
 
 
@@ -124,7 +125,7 @@ def test_progress_is_kept_until_the_model_is_saved(tiny, capsys, monkeypatch):
 
 
 def test_a_terminal_that_is_gone_does_not_end_the_run(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(main.console, "print", full)
+    monkeypatch.setattr(measuring.console, "print", full)
     assert main.main([*tiny, *SAVE]) == 0
     assert Path("models/tiny-w8a8/config.json").exists()
     assert Path("logs/tiny_w8a8.json").exists()

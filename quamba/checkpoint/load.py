@@ -21,7 +21,7 @@ def saved_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
     """The dtype that a float checkpoint's config.json states, float32 where it states none; None of a quantized one."""
     if checkpoint.quantization_method is not None:
         return None
-    stated = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
+    stated = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")  # null states none
     return DTYPES.get(str(stated).removeprefix("torch."), torch.float32)
 
 

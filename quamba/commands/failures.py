@@ -1,6 +1,7 @@
 """What a command says when something goes wrong: one line that tells whose mistake it is, and the exit status."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -144,3 +145,9 @@ def _text(filename: object) -> str:
 def _say(line: str) -> None:
     text = line.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
     sys.stderr.write(f"{text}\n")
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings to the terminal, everything of this package with --verbose."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("quamba").setLevel(logging.DEBUG if verbose else logging.WARNING)

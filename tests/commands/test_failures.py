@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-import main
 import quamba
 from quamba.commands.console import Console
 from quamba.commands.failures import INTERNAL, INTERRUPTED, MISTAKE, Failures, exit_status
+from quamba.commands.quantize import measuring
 from quamba.errors import QuambaError
 
 
@@ -132,9 +132,9 @@ def test_a_reader_that_went_away_ends_nothing_that_is_left_to_do(monkeypatch):
     """rich's own console would end the program."""
     dropped, failures = [], Failures()
     monkeypatch.setattr("quamba.commands.failures.drop_standard_output", lambda: dropped.append("failures"))
-    monkeypatch.setattr(main, "drop_standard_output", lambda: dropped.append("main"))
-    monkeypatch.setattr(main, "console", Console(file=ClosedPipe()))
-    main.say("a line")
+    monkeypatch.setattr(measuring, "drop_standard_output", lambda: dropped.append("main"))
+    monkeypatch.setattr(measuring, "console", Console(file=ClosedPipe()))
+    measuring.say("a line")
     with failures.collected():
         Console(file=ClosedPipe()).print("a line")
     failures.raise_any()

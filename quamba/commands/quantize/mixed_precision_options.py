@@ -99,7 +99,7 @@ def _check_activations(args: argparse.Namespace, schemes: Sequence[str], source:
 
 def found(args: argparse.Namespace, schemes: Sequence[str]) -> dict:
     """What a search found, as arguments of `quamba.quantize`: no calibration where all activations stay float."""
-    if args.quantize_lm_head or not any(get_scheme(name).act.is_float for name in schemes):
+    if args.quantize_lm_head or any(not get_scheme(name).act.is_float for name in schemes):
         return {"layer_schemes": schemes}
     unused = ("observer", "observer_options", "calibration", "save_activations", "group_heads")
     return {"layer_schemes": schemes, **dict.fromkeys(unused)}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import utils
 from quamba import QuambaError
 from quamba.calibration.channel_groups import ChannelGroups
-from quamba.commands.quantize import mixed_precision_options
+from quamba.commands.quantize import mixed_precision_options, recipe_options
+from quamba.commands.quantize.parser import build_parser
 
 CONFIG = {"model_type": "mamba", "num_hidden_layers": 4}
 FILE = {"1-2": "w4a8", "default": "w8a8"}
@@ -28,7 +28,7 @@ def file(tmp_path):
 
 
 def parse(*options) -> argparse.Namespace:
-    return utils.build_parser().parse_args(["model", "--quantize", *options])
+    return build_parser().parse_args(["model", "--quantize", *options])
 
 
 def test_without_options_all_layers_have_one_scheme():
@@ -36,7 +36,7 @@ def test_without_options_all_layers_have_one_scheme():
     assert not mixed_precision_options.is_mixed_precision(args)
     assert mixed_precision_options.requested_search(args) is None
     assert mixed_precision_options.layer_schemes(args, CONFIG) == ()
-    assert utils.run_name(args) == "w8a8"
+    assert recipe_options.run_name(args) == "w8a8"
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
@@ -44,18 +44,18 @@ def test_a_file_gives_every_layer_a_scheme(file, key):
     args = parse(*file(FILE))
     assert mixed_precision_options.layer_schemes(args, {key: 4}) == ("w8a8", "w4a8", "w4a8", "w8a8")
     assert mixed_precision_options.layer_schemes(args, None) == ()
-    assert utils.recipe_arguments(args, {key: 4})["layer_schemes"] == ("w8a8", "w4a8", "w4a8", "w8a8")
-    assert utils.run_name(args) == "w8a8-hybrid"
+    assert recipe_options.recipe_arguments(args, {key: 4})["layer_schemes"] == ("w8a8", "w4a8", "w4a8", "w8a8")
+    assert recipe_options.run_name(args) == "w8a8-hybrid"
 
 
 def test_options_may_be_for_some_of_the_layers(file):
     """That 8-bit weights, the default, have no groups says nothing of the layers."""
     args = parse(*file(FILE), "--group_size", "64", "--dynamic")
-    utils.recipe_arguments(args)
-    schemes = utils.recipe(args, tied=True, config=CONFIG).layers
+    recipe_options.recipe_arguments(args)
+    schemes = recipe_options.recipe(args, tied=True, config=CONFIG).layers
     assert [scheme.weight.group_size for scheme in schemes] == [None, 64, 64, None]
     with pytest.raises(QuambaError, match="group_size 64 needs layers of 4 or 3-bit weights"):
-        utils.recipe_arguments(parse(*file(["w8a8"] * 4), "--group_size", "64"), CONFIG)
+        recipe_options.recipe_arguments(parse(*file(["w8a8"] * 4), "--group_size", "64"), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_a_search_chooses_from_two_schemes_or_those_named(options, schemes):
     assert (search.schemes, search.budget.text) == (schemes, "5.5")
     standing_in = mixed_precision_options.layer_schemes(args, CONFIG)  # until the search has run
     assert len(standing_in) == 4 and set(standing_in) == set(schemes)
-    assert utils.run_name(args).endswith("-hybrid")
+    assert recipe_options.run_name(args).endswith("-hybrid")
 
 
 def test_a_search_knows_the_rest_of_the_recipe():
     args = parse("--hybrid_search", "20MB", "--group_size", "32", "--dynamic", "--rotate_residual", "--group_heads")
-    search = mixed_precision_options.requested_search(args, utils.channel_groups(args))
+    search = mixed_precision_options.requested_search(args, recipe_options.channel_groups(args))
     assert (search.group_size, search.dynamic, search.rotate_residual) == (32, True, True)
     assert search.group_heads == ChannelGroups(4, 4)
 
@@ -130,7 +130,7 @@ def test_a_search_that_leaves_all_activations_float_leaves_no_calibration():
 def test_a_mistake_is_told_without_a_model(options, message):
     args = parse(*options)
     with pytest.raises(QuambaError) as error:
-        utils.recipe_arguments(args)
+        recipe_options.recipe_arguments(args)
         mixed_precision_options.requested_search(args)
     assert message in str(error.value)
 
@@ -148,7 +148,7 @@ def test_a_mistake_is_told_without_a_model(options, message):
 )
 def test_a_file_that_does_not_fit_is_told_from_the_config_alone(file, content, options, message):
     with pytest.raises(QuambaError) as error:
-        utils.recipe_arguments(parse(*file(content), *options), CONFIG)
+        recipe_options.recipe_arguments(parse(*file(content), *options), CONFIG)
     assert message in str(error.value)
 
 
@@ -178,10 +178,10 @@ def test_the_fewest_bits_that_layers_have(file):
 
 def test_bits_of_the_weights_beside_a_file_are_those_of_the_tables(file):
     with pytest.raises(QuambaError, match="--w_bits 4 does nothing where layers have schemes of their own: drop it"):
-        utils.recipe_arguments(parse(*file(FILE), "--w_bits", "4"))
+        recipe_options.recipe_arguments(parse(*file(FILE), "--w_bits", "4"))
     with pytest.raises(QuambaError, match="--w_bits 4 does nothing"):
-        utils.recipe_arguments(
+        recipe_options.recipe_arguments(
             parse("--hybrid_search", "5", "--w_bits", "4", "--quantize_lm_head", "--lm_head_bits", "8")
         )
-    recipe = utils.recipe(parse(*file(FILE), "--w_bits", "4", "--quantize_lm_head"), tied=True, config=CONFIG)
+    recipe = recipe_options.recipe(parse(*file(FILE), "--w_bits", "4", "--quantize_lm_head"), tied=True, config=CONFIG)
     assert recipe.lm_head_bits == 4 and recipe.name == "w4a8+w8a8"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import main
-import utils
 from quamba import CalibrationResult, CalibrationText, QuambaError
 from quamba.calibration.run import TapResult
 from quamba.checkpoint import Checkpoint
+from quamba.commands.quantize import recipe_options, run
 from quamba.commands.quantize import texts as run_texts
+from quamba.commands.quantize.parser import build_parser
 from quamba.commands.quantize.weight_options import weight_method
 
 ARTICLES = ["w1 w2 w3 w4 w5 w6", "w7 w8", "w9 w10 w11 w12 w13 w14 w15"]
@@ -21,7 +21,7 @@ EMBEDDED = Checkpoint("mamba-tiny", Path("assets/mamba-tiny"), {}, "embedded")
 
 
 def parse(*options: str) -> argparse.Namespace:
-    return utils.build_parser().parse_args(["model", "--quantize", *options])
+    return build_parser().parse_args(["model", "--quantize", *options])
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +55,9 @@ def test_a_text_that_no_folder_stands_in_for_is_read_as_ever(folder):
 
 
 def test_data_dir_needs_no_quantization_and_no_calibration():
-    parser = utils.build_parser()
+    parser = build_parser()
     for options in ([], ["--quantize", "--a_bits", "16"]):
-        utils.check_quantization_options(parser.parse_args(["model", *options, "--data_dir", "x"]), parser)
+        recipe_options.check_quantization_options(parser.parse_args(["model", *options, "--data_dir", "x"]))
 
 
 # --- --data_dir and the texts of a run ---
@@ -65,11 +65,11 @@ def test_data_dir_needs_no_quantization_and_no_calibration():
 
 def check(*options: str, checkpoint: Checkpoint = CHECKPOINT) -> None:
     """What main.py asks before it loads a model."""
-    args, arguments = utils.build_parser().parse_args(["model", *options]), None
+    args, arguments = build_parser().parse_args(["model", *options]), None
     if args.quantize:
         arguments = {"calibration": run_texts.calibration_source(args, checkpoint)}
         arguments["weight_text"] = run_texts.weight_text(args, checkpoint, weight_method(args))
-    run_texts.check_data_dir(args, checkpoint, main.read_texts(args, checkpoint, arguments))
+    run_texts.check_data_dir(args, checkpoint, run.read_texts(args, checkpoint, arguments))
 
 
 @pytest.fixture

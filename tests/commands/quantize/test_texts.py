@@ -12,7 +12,7 @@ from quamba.checkpoint import Checkpoint
 from quamba.commands.quantize import texts as run_texts
 from quamba.scheme.formats import SCHEMES
 from quamba.text.data import EMBEDDED_MODELS
-from tests.test_utils import EMBEDDED, OTHER, parse
+from tests.commands.quantize.test_recipe_options import EMBEDDED, OTHER, parse
 
 TINY = EMBEDDED_MODELS["mamba-tiny"]
 SAVED = Checkpoint("mamba-tiny-w8a8", Path("mamba-tiny-w8a8"), {"quantization_config": {"quant_method": "quamba"}}, "")

@@ -4,14 +4,15 @@ from contextlib import nullcontext
 
 import pytest
 
-import utils
 from quamba import QuambaError
+from quamba.commands.quantize import recipe_options
 from quamba.commands.quantize import texts as run_texts
+from quamba.commands.quantize.parser import build_parser
 from quamba.commands.quantize.weight_options import given_weight_options, weight_method
 from quamba.weights.gptq import GptqOptions
 from quamba.weights.method import DEFAULT_METHODS, WeightMethod
 from quamba.weights.rounding import FlipOptions
-from tests.test_utils import EMBEDDED, OTHER, parse
+from tests.commands.quantize.test_recipe_options import EMBEDDED, OTHER, parse
 
 
 def method(*options) -> WeightMethod:
@@ -89,11 +90,11 @@ def test_contradictions_are_named(options, message):
 def test_chunks_of_a_head_in_the_embeddings_table_are_refused():
     options = ["--a_bits", "16", "--weight_method", "awq", "--quantize_lm_head", "--lmhead_chunks", "2"]
     args = parse("--quantize", *options)
-    assert not utils.recipe(args, tied=True).tied_head
+    assert not recipe_options.recipe(args, tied=True).tied_head
     args = parse("--quantize", *options, "--quantize_embedding")
-    assert not utils.recipe(args, tied=False).tied_head
+    assert not recipe_options.recipe(args, tied=False).tied_head
     with pytest.raises(QuambaError, match="--lmhead_chunks does nothing for a head that shares"):
-        utils.recipe(args, tied=True)
+        recipe_options.recipe(args, tied=True)
 
 
 def test_more_than_half_masked_warns_and_says_what_it_does(caplog):
@@ -124,23 +125,23 @@ def test_other_methods_read_128_slices_or_as_many_as_are_asked_for():
 
 
 def test_float_activations_with_such_a_method_take_text_but_no_observer():
-    parser = utils.build_parser()
+    parser = build_parser()
     options = ["--quantize", "--a_bits", "16", "--weight_method", "gptq"]
-    utils.check_quantization_options(parse(*options, "--calib_seqlen", "64"), parser)
+    recipe_options.check_quantization_options(parse(*options, "--calib_seqlen", "64"))
     with pytest.raises(QuambaError, match="--observer does nothing with --a_bits 16"):
-        utils.check_quantization_options(parse(*options, "--observer", "mse"), parser)
+        recipe_options.check_quantization_options(parse(*options, "--observer", "mse"))
     with pytest.raises(QuambaError, match="--calib_seqlen does nothing with --a_bits 16"):
-        utils.check_quantization_options(
+        recipe_options.check_quantization_options(
             parse("--quantize", "--a_bits", "16", "--weight_method", "rtn", "--calib_seqlen", "64"), parser
         )
 
 
 def test_text_beside_a_file_of_schemes_is_refused_once_the_file_is_known_to_need_none(tmp_path):
-    parser, file = utils.build_parser(), tmp_path / "schemes.json"
+    file = tmp_path / "schemes.json"
     options = ["--a_bits", "16", "--hybrid_blocks", "--hybrid_blocks_config", str(file), "--calib_seqlen", "64"]
     args, config = parse("--quantize", *options), {"num_hidden_layers": 2}
     for schemes, refused in (('["w8a16", "w8a16"]', True), ('["w8a16", "w4a16"]', False)):
         file.write_text(schemes)
-        utils.check_quantization_options(args, parser)
+        recipe_options.check_quantization_options(args)
         with pytest.raises(QuambaError, match="--calib_seqlen does nothing") if refused else nullcontext():
-            utils.check_quantization_options(args, parser, config)
+            recipe_options.check_quantization_options(args, config)
