@@ -4,6 +4,7 @@
 # make cuda-check: compile the CUDA kernels with nvcc, no GPU needed; registers and spills in build/cuda-check.log.
 # CUDA kernels are built where nvcc and a GPU are; QUAMBA_CUDA=1 make build builds them without one, 0 leaves them out.
 # make sanitize: the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: tests of ops, random bad calls.
+# make docs: the site of docs/ in build/docs; a warning or a dead link is an error.
 # make lint, make format, make clean: what they say. PYTHON chooses the interpreter, JOBS the parallel compilations and tests.
 
 PYTHON ?= python3
@@ -13,13 +14,16 @@ VENV_BENCH := .venv-bench
 RUN := $(VENV)/bin/python
 RUN_BENCH := $(VENV_BENCH)/bin/python
 
-.PHONY: demo test bench cuda-check sanitize lint format build clean
+.PHONY: demo test docs bench cuda-check sanitize lint format build clean
 
 demo: build
 	$(RUN) main.py mamba-tiny --quantize --use_outlier_aware
 
 test: $(VENV)/built-for-tests
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(JOBS)
+
+docs: build $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: build $(VENV_BENCH)/installed
 	$(RUN) -m benchmarks.speed $(BENCH)
@@ -47,6 +51,10 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	@echo "installing pinned requirements into $(VENV)"
 	@# not compiled to bytecode: that takes as long as the rest of the installation, for modules that nothing imports
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed requirements-docs.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-docs.txt -c constraints.txt
 	@touch $@
 
 # builds with the environment $(1) and the options $(2), and says $(3)

@@ -132,7 +132,7 @@ def mixed_table(model_name: str, windows: int) -> None:
     base = perplexity(quamba.load(model_name)[0], held_out, defaults.batch_size, progress=False).ppl
     report = frontier_report(found.losses, found.sizes, found.weight_count, chosen, perplexities, base)
     print("\n" + to_markdown(report))
-    save_figure(frontier_figure(report), Path(__file__).with_name(f"{model_name}-mixed.png"))
+    save_figure(frontier_figure(report), Path(__file__).parents[1] / "docs" / f"{model_name}-mixed.png")
     against_uniform(model_name, found, held_out)
 
 

@@ -1,6 +1,6 @@
 """Perplexity and task accuracy by observer on an embedded checkpoint, with paired 95 % intervals against float.
 
-`python benchmarks/observers.py` makes the README's table; benchmarks/observer_study.py asks why.
+`python benchmarks/observers.py` makes the table of docs/results.md; benchmarks/observer_study.py asks why.
 """
 
 import argparse

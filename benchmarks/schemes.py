@@ -1,4 +1,4 @@
-"""What each scheme costs on an embedded checkpoint, in perplexity, accuracy and size: the table of the README.
+"""What each scheme costs on an embedded checkpoint, in perplexity, accuracy and size: a table of docs/results.md.
 
     python benchmarks/schemes.py [--windows 128]
 

@@ -3,7 +3,7 @@
     python -m benchmarks.speed                                  # all of it, an hour and more on two cores
     python -m benchmarks.speed --quick                          # 130m, two prompts, 3 rounds: a few minutes
     python -m benchmarks.speed --shapes 370m --systems w4a8,Q4_0 --resume
-    python -m benchmarks.speed --table [--readme README.md]     # only the table of what was measured
+    python -m benchmarks.speed --table [--page docs/speed.md]     # only the table of what was measured
     python -m benchmarks.speed --check [--shapes 130m]          # do all of them compute the same logits?
 
 Every round of a case asks every system once; the figures are medians over the rounds, with quartiles. A case of more
@@ -84,7 +84,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rebuild", action="store_true", help="make the models anew; changed code does so by itself")
     parser.add_argument("--table", action="store_true", help="print the table of the output, measure nothing")
-    parser.add_argument("--readme", type=Path, help="also put the table between the marker comments of this file")
+    parser.add_argument("--page", type=Path, help="also put the table between the marker comments of this file")
     parser.add_argument("--check", action="store_true", help="compare logits, of the tiny shapes by default")
     return parser.parse_args(arguments)
 
@@ -116,7 +116,7 @@ def main() -> int:
         if args.check:
             return check(options_of(args))
         complete = True if args.table else measure(options_of(args))
-        show(args.output, args.readme)
+        show(args.output, args.page)
     except (WorkerError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

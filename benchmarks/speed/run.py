@@ -222,9 +222,9 @@ def check(options: Options) -> int:
     return 0 if agrees else 1
 
 
-def show(output: Path, readme: Path | None) -> None:
-    """Prints the table of the rows in the output, and puts it into `readme`. Raises OSError or ValueError."""
+def show(output: Path, page: Path | None) -> None:
+    """Prints the table of the rows in the output, and puts it into `page`. Raises OSError or ValueError."""
     text = table.report(rows.read(output))
     print(text)
-    if readme:
-        table.fill(readme, text)
+    if page:
+        table.fill(page, text)

@@ -1,4 +1,4 @@
-"""The results as Markdown: speeds side by side, ratios, growth, memory; and the place in the README that shows them."""
+"""The results as Markdown: speeds side by side, ratios, growth, memory; and the place in a page that shows them."""
 
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def report(results: list[dict]) -> str:
 
 def fill(readme: Path, text: str) -> None:
     """Puts the text between the two marker comments of a file. Raises ValueError where it has none."""
-    page = readme.read_text("utf-8")
+    content = readme.read_text("utf-8")
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise ValueError(f"{readme} has no place for the table: it needs one {BEGIN} and, below it, one {END}")
     before, after = page.split(BEGIN)[0], page.split(END)[1]

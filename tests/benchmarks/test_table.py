@@ -1,4 +1,4 @@
-"""The table of the README, from the rows."""
+"""The table of docs/speed.md, from the rows."""
 
 import pytest
 
@@ -90,18 +90,18 @@ def test_the_memory_figure_is_a_sentence():
 
 
 def test_the_report_fills_the_place_between_the_markers(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    table.fill(readme, table.report(ROWS))
-    text = readme.read_text()
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.fill(page, table.report(ROWS))
+    text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     assert "old" not in text and "| 130m, 1 x 128 |" in text
-    table.fill(readme, table.report(ROWS))
-    assert readme.read_text() == text
+    table.fill(page, table.report(ROWS))
+    assert page.read_text() == text
 
 
-def test_a_readme_without_the_markers_is_refused(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing here")
+def test_a_page_without_the_markers_is_refused(tmp_path):
+    page = tmp_path / "speed.md"
+    page.write_text("nothing here")
     with pytest.raises(ValueError, match="no place for the table"):
-        table.fill(readme, "x")
+        table.fill(page, "x")

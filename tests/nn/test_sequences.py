@@ -1,6 +1,6 @@
 """A sequence in pieces, padded, beside others, on any number of threads: what agrees bit for bit, and what nearly.
 
-As README.md says under "What agrees bit for bit": what our kernels make of int8 activations does, hidden states,
+As docs/numerics.md says under "What agrees bit for bit": what our kernels make of int8 activations does, hidden states,
 recurrent states and a quantized head's logits, but where Mamba2's scan begins its chunks elsewhere. Float heads, float
 mixers and float activations hold products of torch's BLAS, whose sums have another order for another number of rows.
 """
