@@ -1,4 +1,4 @@
-"""Imports point one way: what stands lower in this list never imports what stands higher (see DESIGN in the README)."""
+"""Imports point one way: what stands lower in this list never imports what stands higher (see docs/design.md)."""
 
 import ast
 import subprocess

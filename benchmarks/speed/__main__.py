@@ -3,7 +3,7 @@
     python -m benchmarks.speed                                  # all of it, an hour and more on two cores
     python -m benchmarks.speed --quick                          # 130m, two prompts, 3 rounds: a few minutes
     python -m benchmarks.speed --shapes 370m --systems w4a8,Q4_0 --resume
-    python -m benchmarks.speed --table [--page docs/speed.md]     # only the table of what was measured
+    python -m benchmarks.speed --table [--page docs/speed.md]    # only the table of what was measured
     python -m benchmarks.speed --check [--shapes 130m]          # do all of them compute the same logits?
 
 Every round of a case asks every system once; the figures are medians over the rounds, with quartiles. A case of more

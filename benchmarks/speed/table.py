@@ -162,10 +162,10 @@ def report(results: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def fill(readme: Path, text: str) -> None:
+def fill(page: Path, text: str) -> None:
     """Puts the text between the two marker comments of a file. Raises ValueError where it has none."""
-    content = readme.read_text("utf-8")
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"{readme} has no place for the table: it needs one {BEGIN} and, below it, one {END}")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    write_output(readme, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    content = page.read_text("utf-8")
+    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+        raise ValueError(f"{page} has no place for the table: it needs one {BEGIN} and, below it, one {END}")
+    before, after = content.split(BEGIN)[0], content.split(END)[1]
+    write_output(page, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
