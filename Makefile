@@ -22,8 +22,9 @@ demo: build
 test: $(VENV)/built-for-tests
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(JOBS)
 
+# not --quiet: warnings that are not shown are not counted either
 docs: build $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 bench: build $(VENV_BENCH)/installed
 	$(RUN) -m benchmarks.speed $(BENCH)
