@@ -36,6 +36,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from quamba.storage.files import write_text_atomically
+
 ASSETS = Path(__file__).resolve().parent.parent / "quamba" / "assets"
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -140,8 +142,9 @@ def write_jsonl(rows: list[dict], name: str) -> dict:
     """Writes one JSON object a line under the assets; returns the file's row of the manifest."""
     path = ASSETS / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    path.write_bytes(data)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text_atomically(path, text)
+    data = text.encode()
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(rows)}
 
 
@@ -160,7 +163,7 @@ def main() -> None:
         "built_by": "tools/build_assets.py",
         "files": {name: write_jsonl(rows, name) for name, rows in files.items()},
     }
-    (ASSETS / "MANIFEST.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_text_atomically(ASSETS / "MANIFEST.json", json.dumps(manifest, indent=2) + "\n")
     shutil.copyfile(STDLIB / "LICENSE.txt", ASSETS / "text" / "LICENSE-PSF.txt")
     print(json.dumps(manifest, indent=2))
 

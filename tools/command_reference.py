@@ -69,7 +69,9 @@ def write(path: Path) -> None:
     """Write the reference to a file, unless it holds it already: a page that stays the same is not built again."""
     text = reference()
     if not path.exists() or path.read_text("utf-8") != text:
-        path.write_text(text, "utf-8")
+        from quamba.storage.files import write_text_atomically  # `reference` has made it findable
+
+        write_text_atomically(path, text)
 
 
 def on_pre_build(**_config) -> None:

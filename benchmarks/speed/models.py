@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from quamba.storage.files import write_text_atomically
+
 from ..made_by import LIBRARIES, PACKAGE, sources_sha256
 from .shapes import Shape
 from .systems import BENCH_PYTHON, SYSTEMS, System
@@ -67,7 +69,7 @@ def prepare(
     if not source.exists():
         announce(f"{shape.name}: random weights")
         _run(_make_model(shape, FLOAT, source), log)
-        _record(source).write_text(made_by(source))
+        write_text_atomically(_record(source), made_by(source))
     failed = {}
     for group in _groups([system for system in systems if not system.path(models, shape).exists()]):
         announce(f"{shape.name}: {', '.join(system.name for system in group)}")
@@ -85,7 +87,7 @@ def prepare(
         for system in group:
             path = system.path(models, shape)  # whole or absent
             if path.exists():
-                _record(path).write_text(made_by(path))
+                write_text_atomically(_record(path), made_by(path))
             else:
                 failed[system] = reason
     return failed
