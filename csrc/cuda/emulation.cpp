@@ -21,7 +21,6 @@ dim3 blockDim, gridDim;
 
 namespace quamba::emulation {
 namespace {
-
 constexpr size_t kStackBytes = 128 << 10, kGuardBytes = 4096;  // touched pages alone take memory
 constexpr unsigned kMaxThreads = 1024, kMaxGridYZ = 65535;
 constexpr size_t kMaxSharedBytes = 99 << 10;  // of the GPUs of compute capability 8.6 and 8.9

@@ -43,6 +43,13 @@ def add_quantization_options(group) -> None:
         metavar="DIR",
         help="also write the rounded weights as plain floats in the model's own dtype, for tools that know no quamba",
     )
+    group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
+    group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
+    add_block_options(group)
+
+
+def add_block_options(group) -> None:
+    """What holds for blocks of a kind, or for some of the layers."""
     group.add_argument(
         "--state_bits", type=int, choices=STATE_BITS, default=32, help="of Mamba2's cached SSM states (default: 32)"
     )
@@ -72,8 +79,6 @@ def add_quantization_options(group) -> None:
     group.add_argument(
         "--hybrid_schemes", metavar="A,B", help="that the search chooses from (default: w4 and w8 with --a_bits)"
     )
-    group.add_argument("--rotate_residual", action="store_true", help="Hadamard rotation of the residual stream")
-    group.add_argument("--skip_float", action="store_true", help="do not measure the float model for comparison")
 
 
 def add_calibration_options(group) -> None:
