@@ -41,13 +41,14 @@ class foreign:
 
 
 def is_memory_shortage(error: BaseException) -> bool:
-    """Whether an exception says that memory is short: Python's, torch's on a GPU, torch's allocator on the CPU."""
+    """Return whether an exception says that memory is short: Python's, torch's on a GPU, torch's allocator on the
+    CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in ALLOCATOR)
 
 
 def is_internal(trace: TracebackType | None) -> bool:
-    """Whether a traceback ends in this package, in another function than the one it begins with."""
+    """Return whether a traceback ends in this package, in another function than the one it begins with."""
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
     while len(frames) > 1 and frames[-1].f_code.co_name in COMPREHENSIONS:  # part of the function around it
         frames.pop()

@@ -114,7 +114,7 @@ def _differences(p: int) -> Tensor:
 
 
 def _differences_of_squared(p: int) -> Tensor:
-    """The same of the field of order p**2: float32 [p * p, p * p].
+    """Return the differences in the field of order p**2: float32 [p * p, p * p].
 
     Its elements are a + b sqrt(r), r no square modulo p; one is a square exactly where its norm a**2 - r b**2 is one
     modulo p.

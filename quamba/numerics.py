@@ -94,7 +94,8 @@ def group_parameters(weight: Tensor, group_size: int, bits: int = GROUP_BITS) ->
 
 
 def range_fault(low: float, high: float, bits: int, grouped: bool) -> str | None:
-    """What is wrong with weights from `low` to `high` for a format of a scale per group, or per channel; None: nothing.
+    """Return what is wrong with weights from `low` to `high` for a format of a scale per group, or per channel; None:
+    nothing.
 
     All zeros are right for both. The scale of a group is a float16, that of a channel at least that of `AMAX_EPS`.
     """

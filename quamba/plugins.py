@@ -68,7 +68,7 @@ def _line(error: BaseException, path: Path) -> str:
 
 
 def _described(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return what an error says, on one line."""
     if isinstance(error, SystemExit):
         return f"it ended the program (exit status {error.code}), which a plug-in must not"
     return describe(error)

@@ -47,7 +47,7 @@ Snapshot = Mapping[Registry, Mapping[str, object]]
 
 
 def snapshot() -> Snapshot:
-    """What every registry knows now."""
+    """Return what every registry knows now."""
     return {registry: dict(registry._things) for registry in _registries}
 
 
@@ -66,5 +66,6 @@ def added_since(before: Snapshot) -> dict[str, list[str]]:
 
 
 def _origin(thing: object) -> str:
-    """Where a class or function is defined; what has no name of its own, such as a partial, is only what it is."""
+    """Return where a class or function is defined; what has no name of its own, such as a partial, is only what it
+    is."""
     return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else repr(thing)

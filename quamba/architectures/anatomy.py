@@ -43,12 +43,13 @@ class Anatomy:
 
     @property
     def has_blocks_alone(self) -> bool:
-        """Whether all layers are Mamba blocks: hidden states are float32 between them, whatever `model.dtype`."""
+        """Return whether all layers are Mamba blocks: hidden states are float32 between them, whatever
+        `model.dtype`."""
         return self.architecture is not None and not self.architecture.hybrid
 
     @property
     def has_blocks(self) -> list[bool]:
-        """Whether each decoder layer has a Mamba block."""
+        """Return whether each decoder layer has a Mamba block."""
         indices = {slot.index for slot in self.slots}
         return [index in indices for index in range(len(self.layers))]
 

@@ -109,7 +109,7 @@ def _check_linear_layers(anatomy: Anatomy) -> None:
 
 
 def is_supported(model: nn.Module, transformed: bool = False) -> bool:
-    """Whether `check_architecture` accepts the model; `transformed`: whether `check_transformable` does."""
+    """Return whether `check_architecture` accepts the model; `transformed`: whether `check_transformable` does."""
     try:
         (check_transformable if transformed else check_architecture)(model)
     except QuambaError:
@@ -141,7 +141,7 @@ def tap_modules(model: nn.Module, head: bool, states: bool = False) -> dict[str,
 
 
 def scaled_taps(architecture: Architecture, recipe: QuantizationRecipe, layer_idx: int) -> tuple[str, ...]:
-    """What of a layer has a scale from calibration: its static taps, and the SSM states that are integers."""
+    """Return what of a layer has a scale from calibration: its static taps, and the SSM states that are integers."""
     taps = static_taps(architecture.taps, recipe.layer_scheme(layer_idx).act)
     return taps + ((STATE_TAP,) if recipe.state_bits == 8 else ())
 
@@ -245,7 +245,7 @@ def quantized_mixer(
 
 
 def _state_options(architecture: Architecture, recipe: QuantizationRecipe) -> dict:
-    """For the constructors of mixers that can keep their SSM states as integers."""
+    """Return options for the constructors of mixers that can keep their SSM states as integers."""
     return {"state_bits": recipe.state_bits} if architecture.integer_states else {}
 
 

@@ -37,13 +37,13 @@ class Site:
 
     @property
     def name(self) -> str:
-        """For messages: `mlp.gate_proj+up_proj`."""
+        """Return the name for messages: `mlp.gate_proj+up_proj`."""
         first, *others = self.linears
         return "+".join([first, *(name.rsplit(".", 1)[-1] for name in others)])
 
 
 def mixer_sites(architecture: Architecture, name: str, float_activations: bool) -> list[Site]:
-    """Those of this package's mixer, which has that name within its layer.
+    """Return the sites of this package's mixer, which has that name within its layer.
 
     An int8 input with a static scale that serves others than linear layers too (of Mamba's x_proj and dt_proj) takes no
     input scales.
@@ -119,7 +119,7 @@ def _linear_inputs(model: PreTrainedModel, linears: list[nn.Linear], probe: Tens
 
 
 def _read(args: tuple, kwargs: dict) -> Tensor:
-    """What a linear layer was called with, by position or by name."""
+    """Return what a linear layer was called with, by position or by name."""
     return args[0] if args else kwargs["input"]
 
 

@@ -60,7 +60,7 @@ class ChannelGroups:
                 )
 
     def orders(self, model: nn.Module, windows: Tensor, batch_size: int, progress: bool) -> dict[int, ChannelOrder]:
-        """By layer index, the order of heads and channels that puts those of like magnitude together.
+        """Return, by layer index, the order of heads and channels that puts those of like magnitude together.
 
         model: a float Mamba2 on this package's mixers; windows: int64 [count, L], of which the first are run.
         """

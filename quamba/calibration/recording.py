@@ -132,7 +132,7 @@ class ActivationRecorder:
         logger.warning("%s", self.failure)
 
     def wants(self, name: str) -> bool:
-        """Whether a tap is among those to record."""
+        """Return whether a tap is among those to record."""
         layer, tap = split_tap_name(name)
         return (
             self.failure is None
@@ -246,7 +246,7 @@ class SavedActivations:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What a file says of itself."""
+    """Hold what a file says of itself."""
 
     model: str
     layer: int | None
@@ -286,7 +286,7 @@ def _require_whole(directory: Path, found: list[_Metadata], names: set[str]) -> 
 def open_activations(
     directory: str | Path, taps: Collection[str] | None = None, layers: Collection[int] | None = None
 ) -> SavedActivations:
-    """What an ActivationRecorder wrote to `directory`; `taps`, `layers`: only these, in the order of the files.
+    """Return what an ActivationRecorder wrote to `directory`; `taps`, `layers`: only these, in the order of the files.
 
     Raises QuambaError where there are none, where a file is not one of them or lacks, and where a tap or layer is not
     there.

@@ -65,7 +65,7 @@ class CalibrationText:
 
     @classmethod
     def of(cls, defaults: EmbeddedDefaults) -> "CalibrationText":
-        """That of an embedded checkpoint."""
+        """Return the text of an embedded checkpoint."""
         return cls(defaults.calib_dataset, defaults.calib_data_num, defaults.calib_seqlen, 0, defaults.batch_size)
 
     def windows(self, tokenizer) -> Tensor:
@@ -83,7 +83,7 @@ class CalibrationText:
         return SAMPLINGS[self.sampling](documents, tokenizer, self.seqlen, self.data_num, self.seed)
 
     def describe(self) -> str:
-        """For the terminal: what will be read."""
+        """Say, for the terminal, what will be read."""
         place = f"{self.dataset} in {self.data_dir}" if self.data_dir else self.dataset
         if self.dataset == PLAIN_WIKITEXT:
             return f"the first {self.data_num} sequences of {self.seqlen} tokens of {place}"
@@ -122,7 +122,8 @@ class CalibrationResult:
         return asdict(self)
 
     def figures(self) -> dict:
-        """The same for a log: without the channels' orders and groups, which are long and say nothing to a reader."""
+        """Return the result for a log: without the channels' orders and groups, which are long and say nothing to a
+        reader."""
         fields = self.to_dict()
         fields["taps"] = {
             name: {key: value for key, value in tap.items() if key != "group_id"}
@@ -131,7 +132,7 @@ class CalibrationResult:
         return {key: value for key, value in fields.items() if key != "orders"}
 
     def describe(self) -> str:
-        """For the terminal: what is reused."""
+        """Say, for the terminal, what is reused."""
         text = f" of {self.text['dataset']}" if self.text else ""
         return f"reusing an earlier result on {self.tokens} tokens{text}"
 
@@ -140,7 +141,7 @@ class CalibrationResult:
         return {name: tap.scales() for name, tap in self.taps.items()}
 
     def channel_orders(self) -> dict[int, ChannelOrder] | None:
-        """By layer index; None where channels are in no groups."""
+        """Return the orders by layer index, None where channels are in no groups."""
         if self.orders is None:
             return None
         return {int(layer): ChannelOrder.from_dict(order) for layer, order in self.orders.items()}

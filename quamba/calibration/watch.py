@@ -46,7 +46,7 @@ GROUPED_WINDOWS = 16  # of as many windows, spread over all of them, a MB or two
 
 @dataclass
 class TapResult:
-    """What calibration found at one tap: the scale, and how well it fits the values that were seen."""
+    """Hold what calibration found at one tap: the scale, and how well it fits the values that were seen."""
 
     observer: str
     scale: float | list[float]  # one, or one of each group
@@ -138,7 +138,7 @@ class _TapWatch:
 
 
 class _GroupedTapWatch(_TapWatch):
-    """The same of a tap with a scale per group of channels; `expanded`: whether the block takes one per channel."""
+    """Watch a tap with a scale per group of channels; `expanded`: whether the block takes one per channel."""
 
     def __init__(self, name: str, observer: GroupedObserver, observer_name: str, expanded: bool):
         super().__init__(name, observer, observer_name)
@@ -190,12 +190,13 @@ class _TapGroups:
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """Return how many groups there are."""
         return self.arguments.get("n_groups") or int(self.arguments["group_id"].max()) + 1
 
 
 def _tap_groups(tap: str, sizes: Mamba2Sizes, order: ChannelOrder | None) -> _TapGroups | None:
-    """Those of a tap of a Mamba2 block whose channels may have an `order`; None where one scale serves all."""
+    """Return the groups of a tap of a Mamba2 block whose channels may have an `order`; None where one scale serves
+    all."""
     if (
         tap == STATE_TAP
     ):  # a scale for every channel: per head, or per cluster of x, int8 states lose four times as much
@@ -217,7 +218,7 @@ def grouped_mantissa(groups: int) -> int:
 
 
 def _has_histograms(observer: Observer) -> bool:
-    """Whether an observer keeps bins, of as many bits as it is told."""
+    """Return whether an observer keeps bins, of as many bits as it is told."""
     takes_bits = "mantissa_bits" in inspect.signature(type(observer)).parameters
     return takes_bits and getattr(observer, "histogram", True) is not None
 
@@ -271,7 +272,7 @@ class Calibrator:
         self._hooks: list = []
 
     def _groups(self, model: nn.Module, orders: Mapping[int, ChannelOrder]) -> dict[str, _TapGroups]:
-        """Those of the watched taps that have some."""
+        """Return the groups of the watched taps that have some."""
         sizes_of = {slot.index: getattr(slot.mixer, "sizes", None) for slot in Anatomy.of(model).slots}
         found = {}
         for name in self._modules:
@@ -297,5 +298,5 @@ class Calibrator:
         self._hooks.clear()
 
     def results(self) -> dict[str, TapResult]:
-        """What each tap's observer found."""
+        """Return what each tap's observer found."""
         return {name: watch.result() for name, watch in self._watches.items()}

@@ -68,7 +68,8 @@ def _modules_of(model: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
 
 
 def empty_float_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """What the float class of a quantized model is in that dtype, on the meta device: it knows how it is saved."""
+    """Return what the float class of a quantized model is in that dtype, on the meta device: it knows how it is
+    saved."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with torch.device("meta"):

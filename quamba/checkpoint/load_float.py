@@ -100,7 +100,7 @@ def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreT
 
 
 def _load_original(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict]:
-    """The same for a checkpoint in the original state-spaces format."""
+    """Load a checkpoint in the original state-spaces format."""
     config, tensors = read_state_spaces(checkpoint)
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_sizes(config, checkpoint.path / "config.json", stored)

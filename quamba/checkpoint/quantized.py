@@ -135,7 +135,7 @@ class QuambaQuantizer(HfQuantizer):
             )
 
     def _stamp(self) -> dict[str, tuple[int, ...]] | None:
-        """What changes with the files that are read here; others may come meanwhile, as a download goes on."""
+        """Return what changes with the files that are read here; others may come meanwhile, as a download goes on."""
         return generation(self._folder, {"config.json", *(file.name for file in self._files)})
 
     def update_weight_conversions(self, weight_conversions: list, model: PreTrainedModel) -> list:

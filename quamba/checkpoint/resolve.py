@@ -41,7 +41,7 @@ class Checkpoint:
 
     @property
     def embedded(self) -> bool:
-        """Whether the checkpoint ships with this package."""
+        """Return whether the checkpoint ships with this package."""
         return self.source == "embedded"
 
     @property
@@ -98,7 +98,7 @@ def resolve_checkpoint(name: str, pretrained_dir: str | Path | None = None) -> C
 
 
 def local_folders(names: list[str], pretrained_dir: Path | None) -> list[Path]:
-    """Where a local copy of something that has these names is looked for, first to last."""
+    """Return where a local copy of something that has these names is looked for, first to last."""
     roots = [root for root in (pretrained_dir, LOCAL_MODELS) if root is not None]
     return list(dict.fromkeys(root / name for root in roots for name in names))
 
@@ -151,7 +151,7 @@ def _short_name(name: str) -> tuple[str | None, str]:
 
 
 def _advice(name: str, pretrained_dir: Path | None) -> list[str]:
-    """What to do about a model that was not found."""
+    """Return what to do about a model that was not found."""
     embedded = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
     folder = local_folders([Path(name).name], pretrained_dir)[0]
     return [

@@ -21,7 +21,7 @@ EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class Layer:
-    """How one kind of layer reads its `ssm_cfg`, as mamba_ssm's constructors do."""
+    """Say how one kind of layer reads its `ssm_cfg`, as mamba_ssm's constructors do."""
 
     config_class: type[PreTrainedConfig]
     vocab_multiple: int  # the default of pad_vocab_size_multiple

@@ -47,7 +47,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def has_tokenizer_files(folder: Path) -> bool:
-    """Whether a folder holds a file that is part of some tokenizer."""
+    """Return whether a folder holds a file that is part of some tokenizer."""
     return any(file.is_file() for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
 
 
@@ -61,7 +61,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _missing_package(folder: Path) -> str | None:
-    """What to install where the folder's files may need it and it is not there."""
+    """Return what to install where the folder's files may need it and it is not there."""
     if (folder / "tokenizer.json").is_file():
         return None
     for pattern, package in PACKAGES.items():

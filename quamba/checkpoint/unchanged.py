@@ -41,7 +41,7 @@ def read_unchanged(folder: Path, read: Callable[[], Result]) -> Result:
 
 
 def generation(folder: Path, names: Collection[str] | None = None) -> dict[str, tuple[int, ...]] | None:
-    """What changes whenever a folder is replaced, or a checkpoint's file in it is written, added or removed.
+    """Return what changes whenever a folder is replaced, or a checkpoint's file in it is written, added or removed.
 
     `names`: of these files alone. None where there is no folder.
     """

@@ -67,7 +67,7 @@ def load_bin(file: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def damaged(file: Path) -> foreign:
-    """What is raised by a library that reads `file` means that it is truncated or damaged."""
+    """Return what is raised by a library that reads `file` means that it is truncated or damaged."""
     return foreign(f"{file} is truncated or damaged: copy or download it again")
 
 

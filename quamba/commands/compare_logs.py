@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _say(line: str) -> None:
-    """For a reader, never into what goes to the standard output."""
+    """Print for a reader, never into what goes to the standard output."""
     Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)

@@ -108,7 +108,7 @@ def set_up_streams() -> None:
 
 
 def drop_standard_output() -> None:
-    """What is still written to the standard output goes nowhere: nobody reads it any more."""
+    """Send what is still written to the standard output nowhere: nobody reads it any more."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError, AttributeError):  # a stand-in without one
@@ -117,7 +117,7 @@ def drop_standard_output() -> None:
 
 
 def _place(frames: traceback.StackSummary) -> str:
-    """Where an exception comes from: the innermost frame of this package, and of a library below it."""
+    """Return where an exception comes from: the innermost frame of this package, and of a library below it."""
     own = [frame for frame in frames if _is_own(frame.filename)]
     named = [*own[-1:], *(frames[-1:] if frames and frames[-1] not in own[-1:] else [])]
     places = [f"{_short(frame.filename)}:{frame.lineno} in {frame.name}" for frame in named]

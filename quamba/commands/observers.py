@@ -133,7 +133,7 @@ def layer_list(text: str) -> list[int]:
 
 @dataclass
 class _Source:
-    """Where the activations are from."""
+    """Hold where the activations are from."""
 
     activations: Iterable[TapActivations]
     name: str
@@ -142,7 +142,7 @@ class _Source:
 
     @property
     def count(self) -> int:
-        """How many taps."""
+        """Return how many taps."""
         return len(self.names)
 
 
@@ -262,7 +262,8 @@ def _figure(args: argparse.Namespace, comparison: Comparison, source: _Source):
 
 
 def _evaluation(args: argparse.Namespace, checkpoint: Checkpoint, specs: list[ObserverSpec]) -> Evaluation:
-    """That of --end_to_end. Raises QuambaError for what could not be measured, before anything slow runs."""
+    """Return the evaluation of --end_to_end. Raises QuambaError for what could not be measured, before anything slow
+    runs."""
     for spec in specs:
         observers_of(spec, args.taps)
     defaults = _embedded_defaults(checkpoint)
@@ -304,5 +305,5 @@ def _report(args: argparse.Namespace, comparison: Comparison, rule: Rule, measur
 
 
 def _say(args: argparse.Namespace, line: str) -> None:
-    """For a reader, never into Markdown or JSON on the standard output."""
+    """Print for a reader, never into Markdown or JSON on the standard output."""
     Console(stderr=args.format != "table").print(line, markup=False, highlight=False, soft_wrap=True)

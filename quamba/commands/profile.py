@@ -189,7 +189,8 @@ def _measure(args: argparse.Namespace, figures: list[str], subjects: list[_Subje
 
 
 def _ratios(first: dict, second: dict) -> dict:
-    """Of every figure that both have; of times the spread of the ratios of runs that were made in turn."""
+    """Return the ratio of every figure that both have; of times the spread of the ratios of runs that were made in
+    turn."""
     ratios = {}
     for figure in FIGURES:
         if figure == SIZE and SIZE in first:

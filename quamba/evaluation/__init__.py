@@ -154,7 +154,7 @@ def _default_seqlen(dataset: str | Path, model) -> int:
 
 
 def _has_integer_states(model) -> bool:
-    """Whether cached SSM states are integers, which a text that is read at once would not meet."""
+    """Return whether cached SSM states are integers, which a text that is read at once would not meet."""
     recipe = recipe_of(model)
     return recipe is not None and recipe.state_bits != FLOAT_STATE_BITS
 

@@ -34,7 +34,7 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """How `b` differs from `a`, with the percentile interval of a bootstrap over the pairs.
+    """Return how `b` differs from `a`, with the percentile interval of a bootstrap over the pairs.
 
     `a`, `b`: one value per window or item, of the same ones in the same order; `weights`: of each pair, equal by
     default. The weighted mean difference d = sum w (b - a) / sum w is the statistic "difference"; "ratio" is exp(d),

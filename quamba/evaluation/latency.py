@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """That of one or more values; quartiles between two of them are interpolated."""
+        """Return the spread of one or more values; quartiles between two of them are interpolated."""
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
         return cls(median, min(values), max(values), q1, q3)
 
@@ -93,5 +93,5 @@ def time_runs(
 
 
 def paired_ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """How `values` relate to `base`, repeat by repeat."""
+    """Return how `values` relate to `base`, repeat by repeat."""
     return Spread.of([value / other for value, other in zip(values, base, strict=True)])

@@ -323,7 +323,7 @@ def _item_values(samples: list[dict]) -> dict[str, list[float]]:
 
 
 def _plain(metrics: dict) -> dict:
-    """The same metrics with Python numbers where lm-eval gives numpy's, so that they can be written as JSON."""
+    """Return the metrics with Python numbers where lm-eval gives numpy's, so that they can be written as JSON."""
     return {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
 
 

@@ -56,7 +56,8 @@ class _OpRecorder(TorchDispatchMode):
 
 @torch.inference_mode()
 def kernels_run(model: nn.Module) -> dict[str, str]:
-    """What ran each kind of op of the model, found by running one token: op -> instruction set, oneDNN or torch."""
+    """Return what ran each kind of op of the model, found by running one token: op -> instruction set, oneDNN or
+    torch."""
     with _OpRecorder() as recorder:
         model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     backends = ops.backends(model.device.type)
@@ -75,12 +76,13 @@ def _version(package: str) -> str | None:
 
 
 def items_path(log_path: Path) -> Path:
-    """Where the values per item of a log are: beside it, LOG.items.json for LOG.json."""
+    """Return where the values per item of a log are: beside it, LOG.items.json for LOG.json."""
     return log_path.with_name(f"{log_path.stem}.items.json")
 
 
 def is_current_log(path: Path) -> bool:
-    """Whether a name is that of a log, not of its values per item, nor of an older log that a newer one moved away."""
+    """Return whether a name is that of a log, not of its values per item, nor of an older log that a newer one moved
+    away."""
     other = path.name.startswith(".") or path.stem.endswith((".items", SCHEMES_STEM)) or OLDER_STEM.search(path.stem)
     return path.suffix == ".json" and not other
 
@@ -109,7 +111,7 @@ def write_log(log: dict, log_dir: str | Path, stem: str, items: dict | None = No
 
 
 def finite(value):
-    """The same data with null for what JSON has no number for: a broken model's infinite perplexity."""
+    """Return the data with null for what JSON has no number for: a broken model's infinite perplexity."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -41,7 +41,7 @@ class Window(NamedTuple):
 
     @property
     def predicted(self) -> int:
-        """How many tokens are predicted."""
+        """Return how many tokens are predicted."""
         return len(self.tokens) - self.predicted_from
 
 

@@ -26,7 +26,8 @@ def stepwise_perplexity(
     max_windows: int | None = None,
     progress: bool = True,
 ) -> PerplexityResult:
-    """What `perplexity` is, each token read by a decoding step: between two tokens there are the cached states alone.
+    """Return what `perplexity` is, each token read by a decoding step: between two tokens there are the cached states
+    alone.
 
     `windows`: int64 [n] each, as for `perplexity`; those of equal length are decoded side by side. A float model's
     mixers are replaced by ours (see `Decoder`). Raises QuambaError as `perplexity` does, and for a model without a

@@ -100,7 +100,7 @@ class Decoder:
         return self._recorded(ids, lambda: [*chain(*self._states())])
 
     def _states(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Those of the convolution and of the recurrence of every layer, which earlier tokens left."""
+        """Return the states of the convolution and of the recurrence of every layer, which earlier tokens left."""
         layers = self._cache.layers
         return [layer.conv_states[0] for layer in layers], [layer.recurrent_states[0] for layer in layers]
 
@@ -124,7 +124,7 @@ class Decoder:
         return self._logits(output.last_hidden_state[:, -1])
 
     def _forward_hybrid(self, input_ids: Tensor) -> Tensor:
-        """The same through the whole model, which knows what becomes of its hidden states and its logits."""
+        """Run tokens through the whole model, which knows what becomes of its hidden states and its logits."""
         for chunk in self._chunks(input_ids):
             end = self._length + chunk.shape[1]
             positions = torch.arange(self._length, end, device=chunk.device)[None]  # [1, L]
@@ -139,7 +139,7 @@ class Decoder:
         return input_ids.split(length - length % self._scan_chunk or length, dim=1)
 
     def _forward_any(self, input_ids: Tensor) -> Tensor:
-        """The same through a model of any kind, whose cache knows the positions.
+        """Run tokens through a model of any kind, whose cache knows the positions.
 
         What continues earlier tokens goes in one by one: some classes forget recurrent states where several come.
         """

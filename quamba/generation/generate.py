@@ -17,7 +17,7 @@ from .text_stream import IncrementalText, StopStrings
 
 @dataclass(frozen=True)
 class Completion:
-    """What a run of `generate_text` did; the times leave out what its caller did with the text meanwhile."""
+    """Hold what a run of `generate_text` did; the times leave out what its caller did with the text meanwhile."""
 
     prompt_tokens: int
     token_ids: tuple[int, ...]  # the new ones, an end-of-sequence token included

@@ -15,7 +15,7 @@ TOP_P_CANDIDATES = 512  # looked at first: to order these takes a thirtieth of t
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are chosen: greedily at temperature 0, where options of sampling would do nothing and are refused.
+    """Say how tokens are chosen: greedily at temperature 0, where options of sampling would do nothing and are refused.
 
     None: no such limit; for `seed`: 0. Raises QuambaError naming a value out of range.
     """
@@ -45,7 +45,7 @@ class SamplingOptions:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken every time."""
+        """Return whether the likeliest token is taken every time."""
         return self.temperature == 0
 
     def generator(self) -> torch.Generator | None:

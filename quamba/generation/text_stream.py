@@ -63,7 +63,7 @@ class StopStrings:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back, where no more text comes."""
+        """Return what was held back, where no more text comes."""
         held, self._held = self._held, ""
         return held
 

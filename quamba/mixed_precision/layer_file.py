@@ -40,7 +40,7 @@ def read_layer_schemes(path: str | Path, layer_count: int) -> tuple[str, ...]:
 
 
 def _read_json(path: Path) -> object:
-    """What a file holds. Raises QuambaError where it cannot be read or is no JSON."""
+    """Return what a file holds. Raises QuambaError where it cannot be read or is no JSON."""
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -71,7 +71,8 @@ def check_searchable(path: str | Path) -> None:
 
 
 def parse_layer_schemes(content: object, layer_count: int, source: str | Path) -> tuple[str, ...]:
-    """The same of a list or map as JSON gives it; `source`: where it is from, for the messages. Raises QuambaError."""
+    """Return the schemes of a list or map as JSON gives it; `source`: where it is from, for the messages. Raises
+    QuambaError."""
     layers = content
     if isinstance(content, dict) and LAYERS in content:
         if unknown := sorted(set(content) - {LAYERS, SEARCH}):

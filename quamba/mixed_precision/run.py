@@ -31,7 +31,7 @@ SEARCH_WINDOWS = 16  # of calibration text, on which the predictions of every la
 
 @dataclass(frozen=True)
 class MixedPrecisionSearch:
-    """What a search may use, and how the model will be quantized beside it.
+    """Hold what a search may use, and how the model will be quantized beside it.
 
     `schemes`: the names that layers choose from; `group_size`, `dynamic`, `rotate_residual`, `group_heads`: as of
     `quamba.quantize`, for the schemes that have a use for them. Raises QuambaError for less than two schemes.
@@ -50,7 +50,8 @@ class MixedPrecisionSearch:
         self.recipes()
 
     def recipes(self) -> dict[str, QuantizationRecipe]:
-        """By name, the recipe of a model whose layers all have that scheme. Raises QuambaError for unknown ones."""
+        """Return, by name, the recipe of a model whose layers all have that scheme. Raises QuambaError for unknown
+        ones."""
         return {name: QuantizationRecipe(fitting_scheme(name, self.group_size, self.dynamic)) for name in self.schemes}
 
     def check(self, model: PreTrainedModel) -> tuple[dict[str, list[int]], int]:
@@ -74,7 +75,7 @@ class MixedPrecisionSearch:
 
 @dataclass(frozen=True)
 class FoundSchemes:
-    """What a search found, and what it measured: KL in nats and bytes, by scheme and layer."""
+    """Hold what a search found, and what it measured: KL in nats and bytes, by scheme and layer."""
 
     assignment: Assignment
     losses: Mapping[str, Sequence[float]]

@@ -67,7 +67,8 @@ def frontier(losses: Losses, sizes: Sizes) -> list[Assignment]:
 
 
 def uniform_assignments(losses: Losses, sizes: Sizes) -> list[Assignment]:
-    """Those with one scheme for all layers, in the order of the schemes. Raises QuambaError as `choose_schemes`."""
+    """Return the assignments with one scheme for all layers, in the order of the schemes. Raises QuambaError as
+    `choose_schemes`."""
     table = _Table(losses, sizes)
     return [table.assignment([scheme] * table.layers) for scheme in range(len(table.names))]
 
@@ -85,7 +86,7 @@ def check_budget(sizes: Sizes, budget: Budget, weight_count: int) -> None:
 def search_figures(
     chosen: Assignment, losses: Losses, sizes: Sizes, budget: Budget, weight_count: int
 ) -> dict[str, object]:
-    """What a search measured and found, as plain data to be kept with its schemes."""
+    """Return what a search measured and found, as plain data to be kept with its schemes."""
     return {
         "budget": budget.text,
         "mean_bits": chosen.mean_bits(weight_count),
@@ -149,7 +150,7 @@ class _Table:
         return path
 
     def best_uniform(self, limit: int) -> Choice | None:
-        """That of one scheme which fits with the least loss, None where none fits."""
+        """Return the assignment of one scheme which fits with the least loss, None where none fits."""
         uniform = [[scheme] * self.layers for scheme in range(len(self.names))]
         fitting = [choice for choice in uniform if self.size(choice) <= limit]
         return min(fitting, key=lambda choice: (self.loss(choice), self.size(choice)), default=None)

@@ -117,7 +117,8 @@ def run_to_head(model: PreTrainedModel, windows: Tensor) -> Tensor | None:
 
 @dataclass
 class _Call:
-    """What a layer, or the head, was called with (all tensors among it), and the hidden states that a layer gave."""
+    """Hold what a layer, or the head, was called with (all tensors among it), and the hidden states that a layer
+    gave."""
 
     place: int  # of the layer; behind the last one: the head
     given: list[Tensor]
@@ -166,7 +167,7 @@ class LayerStack:
 
     @torch.no_grad()
     def head_input(self, windows: Tensor, state: Tensor | None) -> Tensor:
-        """What the head reads, [B, L, H], on windows int64 [B, L]; state: what `run` gave for the last layer.
+        """Return what the head reads, [B, L, H], on windows int64 [B, L]; state: what `run` gave for the last layer.
 
         Raises QuambaError for a model that does not call its head.
         """
@@ -226,7 +227,8 @@ class LayerStack:
         return calls
 
     def _goes_on_everywhere(self, probe: Tensor, whole: list[_Call]) -> bool:
-        """Whether a pass that enters at any layer, or at the head, goes on as the whole pass of the probe did."""
+        """Return whether a pass that enters at any layer, or at the head, goes on as the whole pass of the probe
+        did."""
         if any(call.hidden is None for call in whole[:-1]):
             return False
         # of another window: what a module kept of an earlier one must not be taken for this one's
@@ -237,7 +239,8 @@ class LayerStack:
             return False
 
     def _goes_on(self, probe: Tensor, state: Tensor, whole: _Call) -> bool:
-        """Whether a pass that enters behind `state` calls the next place as `whole` says, and gets the same from it."""
+        """Return whether a pass that enters behind `state` calls the next place as `whole` says, and gets the same from
+        it."""
         with self._passed_over(whole.place, state):
             calls = [call for call in self._record(probe, stop=whole.place) if call.place >= whole.place]
         if len(calls) != 1 or calls[0].place != whole.place:

@@ -16,7 +16,7 @@ class MambaSlot:
 
     @property
     def mixer(self) -> nn.Module:
-        """What computes the block."""
+        """Return what computes the block."""
         return getattr(self.layer, self.mixer_name)
 
     @mixer.setter
@@ -25,7 +25,7 @@ class MambaSlot:
 
     @property
     def norm(self) -> nn.Module:
-        """What is before it."""
+        """Return what is before it."""
         return getattr(self.layer, self.norm_name)
 
     @norm.setter

@@ -150,7 +150,7 @@ def _expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]] | Non
 
 
 def _claimed_method(model: PreTrainedModel) -> str:
-    """For a message: the quantization that the model's config names."""
+    """Return, for a message, the quantization that the model's config names."""
     claimed = getattr(model.config, "quantization_config", None)
     method = claimed.get("quant_method") if isinstance(claimed, dict) else getattr(claimed, "quant_method", None)
     return "" if method is None else f" (the config says that {getattr(method, 'value', method)} quantized it)"

@@ -56,7 +56,7 @@ def unfit_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def fault_of(module: nn.Module, name: str, tensor: Tensor) -> str | None:
-    """What is wrong with the values of a module's tensor of that name, for a message; None: nothing."""
+    """Return what is wrong with the values of a module's tensor of that name, for a message; None: nothing."""
     if tensor.numel() == 0 or tensor.device.type == "meta":
         return None
     quantized = isinstance(module, QuantModule)

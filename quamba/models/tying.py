@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same place."""
+    """Return whether two tensors are the same numbers in the same place."""
     return a is b or (
         a.device == b.device
         and a.device.type != "meta"
@@ -23,7 +23,8 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def is_one_table(model: PreTrainedModel) -> bool:
-    """Whether a float model's head is its embedding's table: the same memory, or a copy that its config calls tied."""
+    """Return whether a float model's head is its embedding's table: the same memory, or a copy that its config calls
+    tied."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if share_memory(embedding, head):
         return True

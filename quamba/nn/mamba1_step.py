@@ -15,7 +15,7 @@ from .step import Step, linear_tensors
 
 
 def _layer_tensors(mixer: QuantMamba1Mixer) -> list[Tensor | None]:
-    """What `mamba1_step` reads of a layer, in the order of ops.schemas.MAMBA1_STEP_TENSORS."""
+    """Return what `mamba1_step` reads of a layer, in the order of ops.schemas.MAMBA1_STEP_TENSORS."""
     tensors = [tensor for name in MAMBA1_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv = mixer.conv1d
     if mixer.scheme.act.is_float:

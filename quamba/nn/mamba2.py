@@ -49,7 +49,7 @@ class Mamba2Sizes:
 
     @classmethod
     def of(cls, config) -> "Mamba2Sizes":
-        """Those that a transformers Mamba2Config describes."""
+        """Return the sizes that a transformers Mamba2Config describes."""
         return cls(config.num_heads, config.head_dim, config.n_groups, config.state_size)
 
     @property
@@ -68,7 +68,7 @@ class Mamba2Sizes:
         return [self.d_inner, sum(self.conv_parts), self.heads]
 
     def state_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """That of the SSM state: [B, S, P, N]."""
+        """Return the shape of the SSM state: [B, S, P, N]."""
         return (batch, self.heads, self.head_dim, self.d_state)
 
     def grouped(self, B: Tensor) -> Tensor:

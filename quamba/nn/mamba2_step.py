@@ -15,7 +15,7 @@ from .step import Step, linear_tensors
 
 
 def _layer_tensors(mixer: QuantMamba2Mixer) -> list[Tensor | None]:
-    """What `mamba2_step` reads of a layer, in the order of ops.schemas.MAMBA2_STEP_TENSORS."""
+    """Return what `mamba2_step` reads of a layer, in the order of ops.schemas.MAMBA2_STEP_TENSORS."""
     tensors = [tensor for name in MAMBA2_STEP_LINEARS for tensor in linear_tensors(getattr(mixer, name))]
     conv, recurrence = mixer.conv1d, (mixer.A, mixer.D, mixer.dt_bias)
     if mixer.scheme.act.is_float:

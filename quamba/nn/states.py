@@ -63,7 +63,8 @@ def each_row(
     attention_mask: Tensor | None,
     width: int,
 ) -> Tensor:
-    """What `recurrence(*tensors, *states)` makes of [B, L, ...] tensors, float32 [B, L, width], padding left out.
+    """Return what `recurrence(*tensors, *states)` makes of [B, L, ...] tensors, float32 [B, L, width], padding left
+    out.
 
     Without padding it is called once. With some it is called for every row, on the row's real tokens and states
     [1, ...] alone: wherever the padding is, outputs and states are those of the row without it. At a padded position
@@ -84,7 +85,8 @@ def each_row(
 
 
 def real_tokens(attention_mask: Tensor | None, batch: int, length: int) -> list[slice | Tensor] | None:
-    """Where the real ones among the `length` tokens of every row are, as an index each; None: all of them are real.
+    """Return where the real ones among the `length` tokens of every row are, as an index each; None: all of them are
+    real.
 
     attention_mask: 1 or True for what is real, [B, L], or more columns where it covers earlier tokens too: then the
     last L count. Raises QuambaError for a mask of another shape, and for other values, as additive masks have.
@@ -104,7 +106,7 @@ def real_tokens(attention_mask: Tensor | None, batch: int, length: int) -> list[
 
 
 def _places(row: Tensor) -> Tensor:
-    """Where a row bool [L] is true, int64 [n]."""
+    """Return where a row bool [L] is true, int64 [n]."""
     return row.nonzero().flatten()
 
 

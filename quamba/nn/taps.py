@@ -14,7 +14,8 @@ STATE_TAP = "state"
 
 
 def static_taps(taps: Sequence[str], act: TensorSpec) -> tuple[str, ...]:
-    """Those of a block's taps that have a static scale, from calibration, where its activations are in that format."""
+    """Return those of a block's taps that have a static scale, from calibration, where its activations are in that
+    format."""
     if act.is_float:
         return ()
     return tuple(tap for tap in taps if act.is_static or tap not in PER_TOKEN_TAPS)

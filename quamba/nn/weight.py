@@ -122,7 +122,7 @@ class QuantWeight(QuantModule):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self):
-        """What a copy or a pickle is made of: rows or tiles, never some of each."""
+        """Return what a copy or a pickle is made of: rows or tiles, never some of each."""
         with FIRST_USE:
             return {**self.__dict__, "_buffers": dict(self._buffers)}
 

@@ -143,7 +143,7 @@ class Observer(abc.ABC):
 
 
 def _shown(value: object) -> str:
-    """What a value is, in a few words."""
+    """Return what a value is, in a few words."""
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"a {type(value).__name__}"
 

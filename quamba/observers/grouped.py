@@ -16,7 +16,7 @@ from .base import Observer, create_observer
 
 
 class GroupedObserver(Observer):
-    """What the grouped observers share; a subclass says how its input looks in `view`.
+    """Hold what the grouped observers share; a subclass says how its input looks in `view`.
 
     group_id: int64, the group of every channel, 0..groups-1, none left out; flattened in the order of the channels.
     statistic: the name of a registered observer, and statistic_args its further arguments. The histogram ones take

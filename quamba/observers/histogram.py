@@ -40,11 +40,11 @@ class MagnitudeHistogram:
 
     @property
     def octaves(self) -> int:
-        """How many octaves are covered."""
+        """Return how many octaves are covered."""
         return (self.counts.numel() - 1) >> self.mantissa_bits
 
     def is_valid(self) -> bool:
-        """Whether what was read from a file, and put in place of what this holds, is a histogram."""
+        """Return whether what was read from a file, and put in place of what this holds, is a histogram."""
         plain = type(self.mantissa_bits) is int and type(self.octave) is int and isinstance(self.peak, int | float)
         if not plain or not 0 <= self.mantissa_bits <= 23 or not 0 <= self.peak < math.inf:
             return False
@@ -127,7 +127,7 @@ class MagnitudeHistogram:
 
 
 class Distribution:
-    """What a magnitude histogram has counted, to be read. All float64, on the CPU.
+    """Hold what a magnitude histogram has counted, to be read. All float64, on the CPU.
 
     Within a bin the values are taken to be spread evenly over the widest interval that lies in the bin and is centred
     on their mean: a single value, or one value repeated at the bin's edge (all of float16 and bfloat16), is exact.
@@ -160,7 +160,7 @@ class Distribution:
         return interpolate(self.order_statistic, self.count, p)
 
     def above(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """How many magnitudes exceed each threshold (float64, any shape, positive), and their sum."""
+        """Return how many magnitudes exceed each threshold (float64, any shape, positive), and their sum."""
         bin_ = torch.searchsorted(self.high[:-1], thresholds, right=True)  # the first bin that reaches above
         low, high = self.low[bin_], self.high[bin_]
         share = ((high - thresholds) / (high - low)).clamp(0, 1)
@@ -216,7 +216,7 @@ class SignedHistogram:
 
 
 class SignedDistribution:
-    """What a signed histogram has counted, to be read; each side counts the other side's values as zeros."""
+    """Hold what a signed histogram has counted, to be read; each side counts the other side's values as zeros."""
 
     def __init__(self, count: int, positive: Distribution, negative: Distribution):
         self.count, self.positive, self.negative = count, positive, negative

@@ -191,7 +191,7 @@ class PerTensorOutlierAwareObserver(PerTensorPercentileObserver):
 
 @register_observer("outlier_aware_adaptive")
 class PerTensorOutlierAwareAdaptiveObserver(Observer):
-    """Of several normal ratios r, the one whose scale q_r / (qmax * r) has the least mean squared error.
+    """Take, of several normal ratios r, the one whose scale q_r / (qmax * r) has the least mean squared error.
 
     q_r: the r-quantile of |x| over everything seen. Symmetric only: sym=False is an error.
     """

@@ -62,7 +62,7 @@ if not REFERENCE_ONLY:
 
 
 def has_kernel(name: str, device_type: str) -> bool:
-    """Whether a compiled kernel (not the reference) serves the op on that kind of device."""
+    """Return whether a compiled kernel (not the reference) serves the op on that kind of device."""
     if device_type == "cuda" and not CUDA_BUILT:
         return False
     key = torch._C._dispatch_key_for_device(device_type)
@@ -103,7 +103,7 @@ def cpu_capability() -> str:
 
 
 def cuda_int8_product() -> str:
-    """What multiplies many int8 rows by int8 weights on a GPU: library, own; empty where their sizes decide.
+    """Return what multiplies many int8 rows by int8 weights on a GPU: library, own; empty where their sizes decide.
 
     Raises QuambaError where QUAMBA_CUDA_INT8_PRODUCT names another. Kernels read the variable at every call.
     """
@@ -140,7 +140,7 @@ def force_cpu_capability(name: str) -> Iterator[None]:
 
 
 def backends(device_type: str) -> dict[str, str]:
-    """What runs each op on that kind of device, for logs: the kernels' instruction set, or `reference`."""
+    """Return what runs each op on that kind of device, for logs: the kernels' instruction set, or `reference`."""
     kernel = cpu_capability() if device_type == "cpu" else device_type
     running = {name: kernel if has_kernel(name, device_type) else "reference" for name in SCHEMAS}
     return running

@@ -46,5 +46,5 @@ for _name, _op in COMPOSED.items():
 
 
 def has_emulated_kernel(name: str) -> bool:
-    """Whether the library has a kernel of the op, or of those that it is composed of."""
+    """Return whether the library has a kernel of the op, or of those that it is composed of."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba_emulated::{name}", "CPU")

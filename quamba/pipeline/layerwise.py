@@ -75,7 +75,7 @@ class _Text:
         return [state for state in self.states if state is not None]
 
     def head_inputs(self) -> Iterator[Tensor]:
-        """What the head reads, [B, L, H], of every batch."""
+        """Return what the head reads, [B, L, H], of every batch."""
         for batch, state in zip(self.batches, self.states, strict=True):
             yield self.stack.head_input(batch, state)
 
@@ -130,7 +130,7 @@ def round_weights(
 
 
 def _kept(folder: ResumeFolder, result: RoundedModel, hidden: list[Tensor], first: int) -> bool:
-    """Whether the progress could be kept; where it cannot, as on a full disk, the run goes on without."""
+    """Return whether the progress could be kept; where it cannot, as on a full disk, the run goes on without."""
     try:
         folder.keep(result.layers, result.reports, hidden, first)
     except QuambaError as error:
@@ -209,7 +209,7 @@ def _round_site(
 
 
 def _set_all_weights(stack: LayerStack, layers: list[Layer], grids: list[Grid]) -> None:
-    """The same of all layers that are rounded, from the first on."""
+    """Do so in all layers that are rounded, from the first on."""
     for layer, rounded, grid in zip(stack.layers, layers, grids, strict=False):
         _set_weights(layer, rounded, grid.group_size)
 
@@ -238,7 +238,7 @@ def _round_head(text: _Text, grid: Grid, method: WeightMethod, scalable: bool, r
 
 
 def _account(name: str, report: SiteReport) -> str:
-    """For the progress bar: `layers.3.mixer.in_proj alpha 0.45 error 0.62 of nearest, 120 flips`."""
+    """Describe a site for the progress bar: `layers.3.mixer.in_proj alpha 0.45 error 0.62 of nearest, 120 flips`."""
     parts = [name] + ([] if report.alpha is None else [f"alpha {report.alpha:.2f}"])
     if report.nearest_error > 0:
         parts.append(f"error {report.error / report.nearest_error:.2f} of nearest")
@@ -255,6 +255,6 @@ def scaled_input_names(sites: list[list[Site]], method: WeightMethod) -> tuple[s
 
 
 def _own_scaled_input(site: Site) -> Iterator[str]:
-    """Those of a site that takes input scales which do not go into a norm's weight."""
+    """Yield the linear layers of a site that takes input scales which do not go into a norm's weight."""
     if site.scalable and site.norm is None:
         yield from site.linears

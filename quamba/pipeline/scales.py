@@ -42,7 +42,7 @@ class CalibrationRun:
     states: bool
 
     def channel_orders(self, model: PreTrainedModel, progress: bool) -> dict[int, ChannelOrder] | None:
-        """Those of the layers of a float model, by what their channels hold; None without groups."""
+        """Return the orders of the layers of a float model, by what their channels hold; None without groups."""
         return self.groups and self.groups.orders(model, self.windows, self.batch_size, progress)
 
     @property
@@ -95,7 +95,7 @@ def scale_source(
     calibration: CalibrationText | CalibrationResult | Tensor | None,
     save_activations: str | Path | None,
 ) -> CalibrationRun | CalibrationResult | None:
-    """Where scales come from: a run, an earlier result, None where activations stay float.
+    """Return where scales come from: a run, an earlier result, None where activations stay float.
 
     Arguments as of `quamba.quantize`, checked. Raises QuambaError for what that says, before anything slow.
     """
@@ -126,7 +126,8 @@ def scale_source(
 
 
 def channel_order_key(source: CalibrationRun | CalibrationResult | None, groups: ChannelGroups | None) -> str:
-    """What an interrupted run must share beside the model, where that puts channels in another order: empty or text."""
+    """Return what an interrupted run must share beside the model, where that puts channels in another order: empty or
+    text."""
     if groups is None:
         return ""
     seen = windows_sha256(source.windows) if isinstance(source, CalibrationRun) else source.windows_sha256

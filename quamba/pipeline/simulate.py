@@ -106,7 +106,7 @@ def _observers(
 
 
 def _is_static(formats: Simulation, tap: str) -> bool:
-    """Whether a tap has a static scale: all but those that are float, or have one for each token."""
+    """Return whether a tap has a static scale: all but those that are float, or have one for each token."""
     spec = formats.act_of(tap)
     return not spec.is_float and not (spec.is_per_token and tap in PER_TOKEN_TAPS)
 

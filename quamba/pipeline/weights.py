@@ -33,7 +33,7 @@ class WeightRun:
 
     @property
     def identity(self) -> dict:
-        """What decides the integers, beside the model: plain data."""
+        """Return what decides the integers, beside the model: plain data."""
         windows = self.windows.cpu().to(torch.int64).contiguous()
         digest = hashlib.sha256(windows.numpy()).hexdigest()
         return {

@@ -20,26 +20,26 @@ class TensorSpec:
 
     @property
     def is_float(self) -> bool:
-        """Whether values stay floats."""
+        """Return whether values stay floats."""
         return self.granularity == "none"
 
     @property
     def is_per_token(self) -> bool:
-        """Whether an activation has a scale for every token, found as it comes."""
+        """Return whether an activation has a scale for every token, found as it comes."""
         return self.granularity == "per_token"
 
     @property
     def is_static(self) -> bool:
-        """Whether an activation has scales that calibration finds."""
+        """Return whether an activation has scales that calibration finds."""
         return self.granularity == "per_tensor"
 
     @property
     def is_grouped(self) -> bool:
-        """Whether neighbours in a row of a weight share a scale."""
+        """Return whether neighbours in a row of a weight share a scale."""
         return self.granularity == "per_group"
 
     def describe(self) -> str:
-        """For a module's `repr`: `int8 per channel`, `uint4 per group of 128`, `float`."""
+        """Describe the format for a module's `repr`: `int8 per channel`, `uint4 per group of 128`, `float`."""
         if self.is_float:
             return "float"
         kind = f"{'int' if self.symmetric else 'uint'}{self.bits} {self.granularity.replace('_', ' ')}"

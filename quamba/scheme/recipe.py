@@ -53,7 +53,7 @@ class QuantizationRecipe:
 
     @property
     def block_schemes(self) -> tuple[Scheme, ...]:
-        """Those that some decoder layer has, each once."""
+        """The schemes that some decoder layer has, each once."""
         return tuple(dict.fromkeys(self.layers)) or (self.scheme,)
 
     @property
@@ -69,16 +69,16 @@ class QuantizationRecipe:
 
     @property
     def quantizes_activations(self) -> bool:
-        """Whether some are integers."""
+        """Return whether some are integers."""
         return bool(self.integer_acts)
 
     @property
     def name(self) -> str:
-        """For logs and tables: `w4a8`, or `w4a8+w8a8` of layers that differ."""
+        """The name in logs and tables: `w4a8`, or `w4a8+w8a8` of layers that differ."""
         return "+".join(sorted({scheme.name for scheme in self.block_schemes}))
 
     def layer_scheme(self, layer_idx: int) -> Scheme:
-        """That of a decoder layer."""
+        """Return the scheme of a decoder layer."""
         return self.layers[layer_idx] if self.layers else self.scheme
 
     def table(self, bits: int) -> TensorSpec:
@@ -86,7 +86,8 @@ class QuantizationRecipe:
         return self.scheme.weight if bits == self.scheme.weight.bits else weight_spec(bits)
 
     def describe(self, mamba_layers: Sequence[bool] = ()) -> str:
-        """For the terminal: `weights uint4 per group of 128, activations int8 per tensor, head int8 per channel`.
+        """Describe the recipe for the terminal: `weights uint4 per group of 128, activations int8 per tensor, head int8
+        per channel`.
 
         `mamba_layers`: whether each decoder layer has a Mamba block, whose activations alone are quantized; none: all.
         """
@@ -175,7 +176,7 @@ def create_recipe(
     reordered: bool = False,
     layer_schemes: Sequence[str] = (),
 ) -> QuantizationRecipe:
-    """What the arguments of `quamba.quantize` mean for a model; `tied`: its embedding and head are one tensor.
+    """Return what the arguments of `quamba.quantize` mean for a model; `tied`: its embedding and head are one tensor.
 
     `layer_schemes`: the name of each decoder layer's scheme, none where all have `scheme`; then `group_size` and
     `dynamic` hold for those, and for the head, that have a use for them.
@@ -213,7 +214,8 @@ def create_recipe(
 def _schemes(
     name: str, layer_names: Sequence[str], group_size: int | None, dynamic: bool
 ) -> tuple[Scheme, tuple[Scheme, ...]]:
-    """That of the blocks and the head, and those of layers that differ. Raises QuambaError as `create_recipe`."""
+    """Return the scheme of the blocks and the head, and those of layers that differ. Raises QuambaError as
+    `create_recipe`."""
     if isinstance(layer_names, str):
         raise QuambaError(f"the schemes of layers are a list of names, one a layer, not {layer_names!r}")
     if not layer_names:

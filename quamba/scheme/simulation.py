@@ -104,7 +104,7 @@ class Simulation:
 
     @property
     def quantizes_activations(self) -> bool:
-        """Whether some activations are integers."""
+        """Return whether some activations are integers."""
         return not (self.act.is_float and all(spec.is_float for spec in self.taps.values()))
 
     @property
@@ -113,7 +113,8 @@ class Simulation:
         return f"simulated-{self.name}"
 
     def describe(self) -> str:
-        """For the terminal: `weights uint4 per group of 128, activations int4 per tensor, x int8 per tensor`."""
+        """Describe the formats for the terminal: `weights uint4 per group of 128, activations int4 per tensor, x int8
+        per tensor`."""
         parts = [f"weights {self.weight.describe()}", f"activations {self.act.describe()}"]
         return ", ".join(parts + [f"{tap} {spec.describe()}" for tap, spec in self.taps.items()])
 

@@ -127,7 +127,8 @@ def _boot() -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether another kernel made a scratch folder: another machine's, which may write still, or an earlier boot's."""
+    """Return whether another kernel made a scratch folder: another machine's, which may write still, or an earlier
+    boot's."""
     return not path.name.startswith(f"{PREFIX}{_boot()}-")
 
 

@@ -25,7 +25,7 @@ class FrontierPoint:
 
     @property
     def label(self) -> str:
-        """How many layers have which scheme: `w8a8 x 4, w4a8 x 20`, or the one scheme of all."""
+        """Return how many layers have which scheme: `w8a8 x 4, w4a8 x 20`, or the one scheme of all."""
         if UNIFORM in self.kinds:
             return self.schemes[0]
         return ", ".join(f"{name} x {count}" for name, count in Counter(self.schemes).most_common())
@@ -40,7 +40,7 @@ class FrontierReport:
 
     @property
     def measured(self) -> bool:
-        """Whether any point has a perplexity."""
+        """Return whether any point has a perplexity."""
         return any(point.perplexity is not None for point in self.points)
 
 

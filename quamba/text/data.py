@@ -42,7 +42,7 @@ LONG_SHARE = 0.5  # of a text, that documents must hold to stand for it
 
 @dataclass(frozen=True)
 class EmbeddedDefaults:
-    """What a run on an embedded checkpoint uses where the user says nothing: seconds of work on two cores."""
+    """Hold what a run on an embedded checkpoint uses where the user says nothing: seconds of work on two cores."""
 
     calib_dataset: str = EMBEDDED_TEXT
     calib_data_num: int = 128
@@ -160,7 +160,8 @@ def _check_sample(seqlen: int, count: int) -> None:
 
 
 def _distinct_sequences(stream: Tensor, seqlen: int, count: int) -> int:
-    """How many sequences without overlap a stream has. Raises QuambaError for none, warns of less than `count`."""
+    """Return how many sequences without overlap a stream has. Raises QuambaError for none, warns of less than
+    `count`."""
     available = len(stream) // seqlen
     if available == 0:
         raise QuambaError(
@@ -220,7 +221,7 @@ def token_slices(documents: Sequence[str], tokenizer, seqlen: int, count: int, s
 
 
 def _slice_sources(text: TokenizedText, tokenizer, seqlen: int) -> list[Tensor]:
-    """What slices are taken from, int64 [seqlen or more] each: the long documents, or all of them as one."""
+    """Return what slices are taken from, int64 [seqlen or more] each: the long documents, or all of them as one."""
     documents = text.documents()
     long = [tokens for tokens in documents if len(tokens) >= seqlen]
     share = sum(map(len, long)) / max(1, len(text.tokens))

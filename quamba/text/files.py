@@ -103,7 +103,7 @@ def document_of(row: object, place: str) -> str:
 
 
 def _conversation(turns: list, place: str) -> str:
-    """What was said, a paragraph a turn; who said it is left out: every model has its own marks for that."""
+    """Return what was said, a paragraph a turn; who said it is left out: every model has its own marks for that."""
     texts = []
     for number, turn in enumerate(turns):
         fields = turn if isinstance(turn, Mapping) else {}
@@ -195,7 +195,7 @@ def _open_text(path: Path) -> TextIO:
 
 
 def _zstd_errors(path: Path) -> tuple[type[Exception], ...]:
-    """What unpacking the file may raise beside the errors of files."""
+    """Return what unpacking the file may raise beside the errors of files."""
     if path.suffix != ".zst":
         return ()
     import zstandard

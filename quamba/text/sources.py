@@ -23,7 +23,7 @@ WIKITEXT, PLAIN_WIKITEXT = "wikitext2", "wikitext2-simple"
 
 @dataclass(frozen=True)
 class HubText:
-    """Where the hub keeps a text: the arguments of `datasets.load_dataset`, and which of its rows are taken."""
+    """Say where the hub keeps a text: the arguments of `datasets.load_dataset`, and which of its rows are taken."""
 
     path: str
     split: str
@@ -82,7 +82,7 @@ class FolderText:
         return file.name.endswith(ROW_SUFFIXES) and file.is_file() and not foreign
 
     def looked_for(self, split: str) -> str:
-        """For messages: the usual ones of the names that `files` takes."""
+        """Return, for messages, the usual ones of the names that `files` takes."""
         if not self.lines:
             parts = " or ".join(part or "no part of a data set" for part in self.parts[split])
             return f"files *{', *'.join(ROW_SUFFIXES)} whose name tells {parts}"
@@ -160,7 +160,7 @@ def file_part(file: Path) -> str:
 
 
 def data_dir_for(data_dir: str | Path | None, *texts: str | Path) -> str | Path | None:
-    """What applies to these texts: `data_dir` where a folder can stand in for one of them, else None.
+    """Return what applies to these texts: `data_dir` where a folder can stand in for one of them, else None.
 
     None is for texts that are not in `FOLDER_TEXTS`: stdlib, files and what only the hub has are read as ever.
     """

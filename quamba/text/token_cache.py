@@ -71,7 +71,7 @@ def _tokenize_or_read(documents: Sequence[str], tokenizer) -> TokenizedText:
 
 
 def cache_folder() -> Path | None:
-    """Where results are kept between runs, None where `QUAMBA_CACHE=off` or nobody's home folder is known."""
+    """Return where results are kept between runs, None where `QUAMBA_CACHE=off` or nobody's home folder is known."""
     value = os.environ.get(VARIABLE) or DEFAULT_FOLDER
     try:
         return None if value == OFF else Path(value).expanduser()
@@ -112,7 +112,7 @@ def _tokenize(documents: Sequence[str], tokenizer) -> TokenizedText:
 
 
 def _cache_file(documents: Sequence[str], tokenizer) -> Path | None:
-    """Where the tokens of these documents are kept, None where they are not."""
+    """Return where the tokens of these documents are kept, None where they are not."""
     folder = cache_folder()
     if folder is None or sum(map(len, documents)) < MIN_CHARACTERS:
         return None
@@ -142,7 +142,7 @@ def _sha256(tokens: Tensor, lengths: Tensor) -> str:
 
 
 def _read(path: Path) -> TokenizedText | None:
-    """What is kept under `path`; None where nothing is, or, with a line in the log, nothing whole."""
+    """Return what is kept under `path`; None where nothing is, or, with a line in the log, nothing whole."""
     try:
         with safe_open(path, "pt") as file:
             tokens, lengths = file.get_tensor("tokens"), file.get_tensor("lengths")

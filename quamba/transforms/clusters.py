@@ -50,7 +50,7 @@ class ChannelOrder:
 
     @property
     def groups(self) -> int:
-        """How many groups there are."""
+        """Return how many groups there are."""
         return int(self.group_id.max()) + 1
 
     def permutation(self) -> Tensor:
@@ -58,7 +58,7 @@ class ChannelOrder:
         return (self.head_order[:, None] * self.channel_order.shape[1] + self.channel_order).flatten()  # [S, P] -> [D]
 
     def to_dict(self) -> dict[str, list]:
-        """As plain data, for JSON."""
+        """Return plain data, for JSON."""
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @classmethod
@@ -136,7 +136,7 @@ def _divide(peaks: np.ndarray, ranges: int) -> Tensor:
 
 
 def _are_permutations(rows: Tensor) -> bool:
-    """Whether each row [..., n] holds every number below n once."""
+    """Return whether each row [..., n] holds every number below n once."""
     return bool((rows.sort(dim=-1).values == torch.arange(rows.shape[-1])).all())
 
 

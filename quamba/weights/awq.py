@@ -40,7 +40,8 @@ class ScaledStatistics:
 
 @dataclass(frozen=True)
 class AwqResult:
-    """What a search found: alpha, the scales float32 [I], and the output error at each alpha of the grid, 0 first."""
+    """Hold what a search found: alpha, the scales float32 [I], and the output error at each alpha of the grid, 0
+    first."""
 
     alpha: float
     scales: Tensor

@@ -28,7 +28,7 @@ FIRST_RETRY = 1e-4  # the damping of the first retry where none was asked for: z
 
 @dataclass(frozen=True)
 class GptqOptions:
-    """How GPTQ runs. Raises QuambaError for values that there are not.
+    """Say how GPTQ runs. Raises QuambaError for values that there are not.
 
     damping: share of the Hessian's mean diagonal that is added to its diagonal. act_order: columns by falling diagonal
     of the Hessian, not from left to right. static_groups: scale and zero point of every group come from the weight as

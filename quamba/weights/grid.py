@@ -44,7 +44,7 @@ class Grid:
         return cls(spec.bits, spec.symmetric, spec.group_size if spec.is_grouped else None)
 
     def columns_per_group(self, columns: int) -> int:
-        """How many neighbouring columns share a scale in a weight of that many."""
+        """Return how many neighbouring columns share a scale in a weight of that many."""
         return self.group_size or columns
 
     def parameters(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ MIN_CHANNELS = 10  # below it half of the curve has too few points to speak of a
 
 
 def share_of(share: float, count: int) -> int:
-    """How many whole ones that share of `count` is, cut towards 0; the share as written: 0.29 of 100 is 29, not 28."""
+    """Return how many whole ones that share of `count` is, cut towards 0; the share as written: 0.29 of 100 is 29, not
+    28."""
     return int(Fraction(str(share)) * count)
 
 

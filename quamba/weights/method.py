@@ -27,7 +27,7 @@ HEAD_ROWS = 1024  # sampled tokens that the error of a chunk of the head is take
 
 @dataclass(frozen=True)
 class WeightMethod:
-    """How weights are turned into integers. Raises QuambaError for values that there are not.
+    """Say how weights are turned into integers. Raises QuambaError for values that there are not.
 
     method: `awq` scales input channels first, `gptq` rounds column by column, `rtn` to nearest. rounding: the
     registered rule that moves single integers afterwards (`nearest` moves none); flips: its options. n_grid: steps of
@@ -59,21 +59,21 @@ class WeightMethod:
 
     @property
     def scales_inputs(self) -> bool:
-        """Whether input channels are scaled."""
+        """Return whether input channels are scaled."""
         return self.method.startswith("awq")
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs to see activations."""
+        """Return whether it needs to see activations."""
         return self.method != "rtn" or self.rounding != NEAREST or self.clip
 
     @property
     def second_moment(self) -> bool:
-        """Whether it needs E[x x^T] of every input."""
+        """Return whether it needs E[x x^T] of every input."""
         return "gptq" in self.method or self.rounding not in (NEAREST, MEAN)  # a rule of the user's may need it
 
     def describe(self) -> str:
-        """For the terminal: `awq+gptq, clipped, hessian flips`."""
+        """Describe the method for the terminal: `awq+gptq, clipped, hessian flips`."""
         parts = [self.method] + (["clipped"] if self.clip else [])
         return ", ".join(parts + ([] if self.rounding == NEAREST else [f"{self.rounding} flips"]))
 
@@ -86,7 +86,8 @@ DEFAULT_METHODS = {8: WeightMethod("rtn"), 4: WeightMethod("gptq"), 3: WeightMet
 
 @dataclass
 class SiteReport:
-    """What became of the linear layers that share an input: errors are mean squared, of their outputs on the sample."""
+    """Hold what became of the linear layers that share an input: errors are mean squared, of their outputs on the
+    sample."""
 
     alpha: float | None  # None: no search
     error: float

@@ -28,7 +28,7 @@ MASKS_MOST = 0.5  # a mask of more channels than this is more likely a misunders
 
 
 class InputMoments(Protocol):
-    """What a rounding rule knows of a layer's inputs x."""
+    """Hold what a rounding rule knows of a layer's inputs x."""
 
     @property
     def mean(self) -> Tensor:
@@ -78,7 +78,7 @@ class FlipOptions:
         return outlier_mask_fixed(mean, self.outlier_percent)
 
     def most_flips(self, columns: int) -> int:
-        """How many weights of a row of that many may flip; 0 is possible."""
+        """Return how many weights of a row of that many may flip; 0 is possible."""
         return share_of(self.max_flip_percent, columns)
 
 
@@ -87,7 +87,7 @@ DEFAULT_OPTIONS = FlipOptions()
 
 @dataclass(frozen=True)
 class FlipStatistics:
-    """How many integers a rule flipped, for the log; plain data.
+    """Count how many integers a rule flipped, for the log; plain data.
 
     candidates: weights that the rule could choose from, before the cap. per_row, per_channel: percentile -> flips of an
     output row and of an input channel (the lower one between two ranks). knee: see OutlierMask.
@@ -177,7 +177,8 @@ def get_rounding(name: str) -> RoundingRule:
 def apply_rounding(
     name: str, state: RoundingState, statistics: InputMoments, options: FlipOptions
 ) -> tuple[RoundingState, FlipStatistics]:
-    """What the rule of that name makes of a state. Raises QuambaError where that is no state of the same weight."""
+    """Return what the rule of that name makes of a state. Raises QuambaError where that is no state of the same
+    weight."""
     found = get_rounding(name)(state, statistics, options)
     what = f"rounding rule {name!r}"
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], RoundingState)):

@@ -34,7 +34,8 @@ class RoundingState:
         return values.repeat_interleave(self.group_size, dim=1)[:, :columns]
 
     def positions(self) -> Tensor:
-        """Where each weight lies on the grid of the integers, as a real number: weight / scale + zero, [O, I]."""
+        """Return where each weight lies on the grid of the integers, as a real number: weight / scale + zero, [O,
+        I]."""
         return self.weight / self.per_column(self.scale) + self.per_column(self.zero)
 
     def dequantized(self) -> Tensor:
@@ -46,7 +47,7 @@ class RoundingState:
         return self.weight - self.dequantized()
 
     def with_integers(self, integers: Tensor) -> "RoundingState":
-        """The same weight and grid with other integers [O, I]; this state is left as it is."""
+        """Return the same weight and grid with other integers [O, I]; this state is left as it is."""
         return replace(self, integers=integers)
 
     def rows(self, start: int, stop: int) -> "RoundingState":
@@ -55,6 +56,6 @@ class RoundingState:
         return replace(self, **parts)
 
     def double(self) -> "RoundingState":
-        """The same values in float64, for sums that must not depend on the order of their terms."""
+        """Return the same values in float64, for sums that must not depend on the order of their terms."""
         parts = {name: getattr(self, name).to(torch.float64) for name in ("weight", "integers", "scale", "zero")}
         return replace(self, **parts)

@@ -18,7 +18,8 @@ SEARCHED_BITS = (4, 8)  # of the weights, where the user names no schemes
 
 
 def is_mixed_precision(args: argparse.Namespace) -> bool:
-    """Whether layers have schemes of their own. Raises QuambaError for options that do nothing, or lack another."""
+    """Return whether layers have schemes of their own. Raises QuambaError for options that do nothing, or lack
+    another."""
     file, search = args.hybrid_blocks_config, args.hybrid_search
     if file is not None and not file.strip():
         raise QuambaError(f"--hybrid_blocks_config {file!r} names no file")
@@ -65,8 +66,9 @@ def requested_search(args: argparse.Namespace, group_heads: ChannelGroups | None
 
 
 def layer_schemes(args: argparse.Namespace, config: Mapping | None) -> tuple[str, ...]:
-    """Those of the file that --hybrid_blocks reads, for a model of that config.json; until a search has found better
-    ones, those that it chooses from in turn. None where all layers have one, and as long as there is no config.json.
+    """Return the schemes of the file that --hybrid_blocks reads, for a model of that config.json; until a search has
+    found better ones, those that it chooses from in turn. None where all layers have one, and as long as there is no
+    config.json.
 
     Raises QuambaError for a file that does not fit.
     """
@@ -98,7 +100,8 @@ def _check_activations(args: argparse.Namespace, schemes: Sequence[str], source:
 
 
 def found(args: argparse.Namespace, schemes: Sequence[str]) -> dict:
-    """What a search found, as arguments of `quamba.quantize`: no calibration where all activations stay float."""
+    """Return what a search found, as arguments of `quamba.quantize`: no calibration where all activations stay
+    float."""
     if args.quantize_lm_head or any(not get_scheme(name).act.is_float for name in schemes):
         return {"layer_schemes": schemes}
     unused = ("observer", "observer_options", "calibration", "save_activations", "group_heads")
@@ -106,7 +109,7 @@ def found(args: argparse.Namespace, schemes: Sequence[str]) -> dict:
 
 
 def schemes_file(args: argparse.Namespace, name: str) -> Path:
-    """Where a search writes what it found: the file that the user named, else one beside the logs."""
+    """Return where a search writes what it found: the file that the user named, else one beside the logs."""
     return Path(args.hybrid_blocks_config or Path(args.log_dir) / f"{name}{SCHEMES_STEM}.json")
 
 
@@ -123,5 +126,5 @@ def lowest_bits(args: argparse.Namespace, config: Mapping | None) -> int | None:
 
 
 def fewest_bits(schemes: Sequence[str]) -> int:
-    """Of the weights of schemes with those names."""
+    """Return the fewest bits of the weights of schemes with those names."""
     return min(get_scheme(name).weight.bits for name in schemes)

@@ -10,7 +10,7 @@ from ..arguments import positive_int
 
 
 def add_quantization_options(group) -> None:
-    """What is quantized to what."""
+    """Declare what is quantized to what."""
     group.add_argument("--quantize", action="store_true", help="quantize the model; without it it is only measured")
     group.add_argument(
         "--simulate",
@@ -49,7 +49,7 @@ def add_quantization_options(group) -> None:
 
 
 def add_block_options(group) -> None:
-    """What holds for blocks of a kind, or for some of the layers."""
+    """Declare what holds for blocks of a kind, or for some of the layers."""
     group.add_argument(
         "--state_bits", type=int, choices=STATE_BITS, default=32, help="of Mamba2's cached SSM states (default: 32)"
     )
@@ -128,7 +128,7 @@ def add_calibration_options(group) -> None:
 
 
 def add_evaluation_options(group) -> None:
-    """What is measured."""
+    """Declare what is measured."""
     group.add_argument("--eval_ppl", action="store_true", help="perplexity on --ppl_dataset")
     group.add_argument(
         "--ppl_dataset",

@@ -51,7 +51,7 @@ def outputs_of(
 def inputs_of(
     args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict | None, texts: Sequence[str]
 ) -> dict[str, Path]:
-    """What a run reads from the user's own places: what it is -> its path; `texts`: of perplexity."""
+    """Return what a run reads from the user's own places: what it is -> its path; `texts`: of perplexity."""
     inputs = {"the model": checkpoint.path}
     sources = [] if arguments is None else [arguments["calibration"], arguments["weight_text"]]
     named = [source.dataset for source in sources if isinstance(source, CalibrationText)] + list(texts)

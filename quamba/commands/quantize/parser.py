@@ -83,5 +83,5 @@ def build_parser(prog: str = "main.py") -> argparse.ArgumentParser:
 
 @cache
 def option_defaults() -> dict[str, object]:
-    """What every option is where it is not given."""
+    """Return what every option is where it is not given."""
     return vars(build_parser().parse_args(["MODEL"]))

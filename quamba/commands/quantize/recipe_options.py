@@ -49,12 +49,12 @@ def scheme_name(args: argparse.Namespace) -> str:
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """What a quantized model is called behind its name: the scheme, and whether layers have others."""
+    """Return what a quantized model is called behind its name: the scheme, and whether layers have others."""
     return f"{scheme_name(args)}{MIXED_SUFFIX if is_mixed_precision(args) else ''}"
 
 
 def channel_groups(args: argparse.Namespace) -> ChannelGroups | None:
-    """Those of Mamba2's heads and channels. Raises QuambaError for options that do nothing."""
+    """Return the groups of Mamba2's heads and channels. Raises QuambaError for options that do nothing."""
     chosen = {name: getattr(args, name) for name in GROUP_OPTIONS.split() if getattr(args, name) is not None}
     if chosen and not args.group_heads:
         raise QuambaError(f"--{next(iter(chosen))} does nothing without --group_heads: add it, or drop the option")
@@ -62,7 +62,8 @@ def channel_groups(args: argparse.Namespace) -> ChannelGroups | None:
 
 
 def recipe_arguments(args: argparse.Namespace, config: Mapping | None = None) -> dict:
-    """What decides the modules, as arguments of `quamba.quantize`; `config`: config.json, once there is a checkpoint.
+    """Return what decides the modules, as arguments of `quamba.quantize`; `config`: config.json, once there is a
+    checkpoint.
 
     Raises QuambaError for what `quantize` refuses.
     """
@@ -83,7 +84,8 @@ def recipe(args: argparse.Namespace, tied: bool, config: Mapping | None = None) 
 
 
 def observer_spec(args: argparse.Namespace) -> str | None:
-    """What --observer and --use_outlier_aware ask for, None for nothing. Raises QuambaError where the two disagree."""
+    """Return what --observer and --use_outlier_aware ask for, None for nothing. Raises QuambaError where the two
+    disagree."""
     if not args.use_outlier_aware:
         return args.observer
     if args.observer not in (None, "outlier_aware", "x=outlier_aware"):

@@ -9,7 +9,7 @@ from ...scheme.simulation import Simulation
 
 
 def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:
-    """What was done, and where it is, a line each; `blocks`: which decoder layers have a Mamba block."""
+    """Return what was done, and where it is, a line each; `blocks`: which decoder layers have a Mamba block."""
     lines = []
     if log["recipe"]:
         lines.append(f"recipe      {QuantizationRecipe.from_dict(log['recipe']).describe(blocks)}")
@@ -37,7 +37,7 @@ def report_lines(log: dict, blocks: Sequence[bool]) -> list[str]:
 
 
 def weights_line(weights: dict) -> str:
-    """What became of the weights: `alpha 0.05 to 0.60, output errors 0.81 of rounding to nearest; ...`."""
+    """Return what became of the weights: `alpha 0.05 to 0.60, output errors 0.81 of rounding to nearest; ...`."""
     reports = list(weights["reports"].values())
     alphas = [report["alpha"] for report in reports if report["alpha"] is not None]
     ratios = [report["error"] / report["nearest_error"] for report in reports if report["nearest_error"] > 0]

@@ -49,14 +49,14 @@ def requested_simulation(args: argparse.Namespace) -> Simulation | None:
 
 
 def expected_scheme(args: argparse.Namespace) -> str:
-    """What the log of a run is called after, as far as the options tell."""
+    """Return what the log of a run is called after, as far as the options tell."""
     if formats := requested_simulation(args):
         return formats.title
     return recipe_options.scheme_name(args) if args.quantize else "fp"
 
 
 def saved_path(args: argparse.Namespace, checkpoint: Checkpoint) -> Path | None:
-    """Where --pretrained_dir says that the quantized model goes, None without it."""
+    """Return where --pretrained_dir says that the quantized model goes, None without it."""
     if not args.pretrained_dir:
         return None
     return Path(args.pretrained_dir) / f"{checkpoint.name}-{recipe_options.run_name(args)}"
@@ -84,7 +84,8 @@ def check_options_of_blocks(model, args: argparse.Namespace, arguments: dict) ->
 
 
 def read_texts(args: argparse.Namespace, checkpoint: Checkpoint, arguments: dict | None) -> list:
-    """What a quantization reads, or an earlier result of it, None among them; none where nothing is quantized."""
+    """Return what a quantization reads, or an earlier result of it, None among them; none where nothing is
+    quantized."""
     if arguments is None:
         return []
     return [arguments["calibration"], arguments["weight_text"], run_texts.searched_text(args, checkpoint)]

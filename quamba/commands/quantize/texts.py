@@ -27,7 +27,7 @@ TEXT_OPTIONS = "calib_dataset calib_data_num calib_seqlen"
 
 
 def calibrates(args: argparse.Namespace) -> bool:
-    """Whether activations are quantized, with scales from a calibration."""
+    """Return whether activations are quantized, with scales from a calibration."""
     return args.a_bits != FLOAT.bits
 
 
@@ -42,7 +42,7 @@ def model_name(checkpoint: Checkpoint) -> str:
 
 
 def embedded_defaults(checkpoint: Checkpoint) -> EmbeddedDefaults | None:
-    """What a run on an embedded checkpoint uses by default, also once it was quantized and saved; else None."""
+    """Return what a run on an embedded checkpoint uses by default, also once it was quantized and saved; else None."""
     known = checkpoint.embedded or checkpoint.quantization_method == METHOD
     return EMBEDDED_MODELS.get(model_name(checkpoint)) if known else None
 
@@ -83,7 +83,7 @@ def _fitting_seqlen(checkpoint: Checkpoint) -> int:
 
 
 def weight_text(args: argparse.Namespace, checkpoint: Checkpoint, method: WeightMethod) -> CalibrationText | None:
-    """What a method that looks at activations reads; None of one that looks at none."""
+    """Return what a method that looks at activations reads; None of one that looks at none."""
     if not method.calibrated:
         return None
     text = calibration_text(args, checkpoint)
@@ -92,7 +92,7 @@ def weight_text(args: argparse.Namespace, checkpoint: Checkpoint, method: Weight
 
 
 def searched_text(args: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationText | None:
-    """What a search for the schemes of layers reads; None without one."""
+    """Return what a search for the schemes of layers reads; None without one."""
     return None if args.hybrid_search is None else calibration_text(args, checkpoint)
 
 
@@ -158,7 +158,8 @@ def evaluation_plan(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[l
 
 
 def max_windows(args: argparse.Namespace, checkpoint: Checkpoint, texts: list[str]) -> int | None:
-    """How many windows perplexity is measured on, None for all: a part of the embedded text, all of any other."""
+    """Return how many windows perplexity is measured on, None for all: a part of the embedded text, all of any
+    other."""
     if args.testing:
         return TESTING_PPL_WINDOWS
     defaults = embedded_defaults(checkpoint)

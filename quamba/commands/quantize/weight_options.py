@@ -53,7 +53,7 @@ def add_weight_options(group) -> None:
 
 
 def _defaults() -> str:
-    """For the help: `rtn with 8 bits, gptq with 4 bits, ...`."""
+    """Describe the defaults for the help: `rtn with 8 bits, gptq with 4 bits, ...`."""
     rules = "; ".join(f"{default.describe()} with {bits} bits" for bits, default in DEFAULT_METHODS.items())
     return f"{rules}; of layers that differ, by the fewest"
 
@@ -65,7 +65,7 @@ def given_weight_options(args: argparse.Namespace) -> set[str]:
 
 
 def weight_method(args: argparse.Namespace, bits: int | None = None) -> WeightMethod:
-    """How weights are rounded; `bits`: the fewest that a layer has (None: as the options alone tell).
+    """Return how weights are rounded; `bits`: the fewest that a layer has (None: as the options alone tell).
 
     Raises QuambaError for options that contradict, or that do nothing.
     """

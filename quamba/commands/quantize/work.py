@@ -27,7 +27,7 @@ from .weight_options import given_weight_options, weight_method
 
 
 def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> dict:
-    """What the options mean for `quamba.quantize`, found before anything slow runs."""
+    """Return what the options mean for `quamba.quantize`, found before anything slow runs."""
     return {
         **recipe_options.recipe_arguments(args, checkpoint.config),
         "group_heads": recipe_options.channel_groups(args),
@@ -41,7 +41,7 @@ def quantization_arguments(args: argparse.Namespace, checkpoint: Checkpoint) -> 
 
 
 def weight_arguments(args: argparse.Namespace, checkpoint: Checkpoint, bits: int) -> dict:
-    """What they mean for the weights, the fewest bits of a layer being `bits`."""
+    """Return what they mean for the weights, the fewest bits of a layer being `bits`."""
     weights = weight_method(args, bits)
     progress_dir = None  # where a run keeps the layers that are done, if it does not round all weights at once
     if weights.calibrated:

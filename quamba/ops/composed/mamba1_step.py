@@ -10,7 +10,7 @@ from .step import layer_tensors, linear, multiplied, normalized, predict, rotate
 
 @dataclass(frozen=True)
 class StepSizes:
-    """What a step's tensors do not say themselves: tiles are padded."""
+    """Hold what a step's tensors do not say themselves: tiles are padded."""
 
     hidden: int
     dt_rank: int
@@ -29,7 +29,7 @@ def _step_layer(
     sizes: StepSizes,
     group_size: int,
 ) -> Tensor:
-    """What a block adds to hidden [B, H] for one token."""
+    """Return what a block adds to hidden [B, H] for one token."""
     taps, (D, N), R = layer["tap_scales"], layer["A"].shape, sizes.dt_rank
     scales = dict.fromkeys(range(8)) if taps is None else taps.unbind()
 

@@ -13,7 +13,7 @@ from .step import layer_tensors, linear, normalized, predict, rotated
 
 @dataclass(frozen=True)
 class Mamba2StepSizes:
-    """What a step's tensors do not say themselves: tiles are padded."""
+    """Hold what a step's tensors do not say themselves: tiles are padded."""
 
     hidden: int
     groups: int
@@ -32,7 +32,7 @@ def _step_layer(
     sizes: Mamba2StepSizes,
     group_size: int,
 ) -> Tensor:
-    """What a block adds to hidden [B, H] for one token."""
+    """Return what a block adds to hidden [B, H] for one token."""
     taps, G, (S, P, N) = layer["tap_scales"], sizes.groups, ssm_state.shape[1:]
     in_scale, z_scale, out_scale = (None,) * 3 if taps is None else taps[:3]
     parts = [S * P, G * N, G * N]  # x, B, C

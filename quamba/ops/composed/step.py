@@ -41,7 +41,7 @@ def normalized(
 def rotated(
     ops, x: Tensor, base: Tensor, multiplier: Tensor | None, scale: Tensor | None, dynamic: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same of x [B, D] after its Hadamard transform."""
+    """Return the input of a linear layer of x [B, D] after its Hadamard transform."""
     if scale is None or dynamic:
         return _unscaled(ops, ops.hadamard(x, base, multiplier), scale)
     return ops.hadamard_quant(x, base, scale, multiplier), scale

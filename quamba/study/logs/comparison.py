@@ -23,7 +23,7 @@ STATED = 1e-6  # relative difference up to which values per item give the figure
 
 @dataclass(frozen=True)
 class Kind:
-    """What the figures of a row are, and how a column's change from the base is expressed."""
+    """Hold what the figures of a row are, and how a column's change from the base is expressed."""
 
     unit: str | None
     statistic: str | None  # "ratio" or "difference" to the base; None where no change is shown
@@ -90,7 +90,7 @@ class LogComparison:
 
     @property
     def same_model(self) -> bool:
-        """Whether every column is of one model."""
+        """Return whether every column is of one model."""
         return len({column.model for column in self.columns}) == 1
 
 

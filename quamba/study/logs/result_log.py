@@ -16,7 +16,7 @@ HINT = "give a log that main.py wrote, such as logs/mamba-tiny_w8a8.json"
 
 @dataclass(frozen=True)
 class Measurements:
-    """What one model was measured to have; a figure that was not finite is None, an item's value NaN."""
+    """Hold what one model was measured to have; a figure that was not finite is None, an item's value NaN."""
 
     ppl: dict[str, float | None]  # dataset -> perplexity
     lm_eval: dict[str, dict]  # task -> lm-eval's metrics
@@ -28,7 +28,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the activation scales of a run came about."""
+    """Say how the activation scales of a run came about."""
 
     observer: dict[str, str]  # tap -> observer
     observer_options: dict[str, dict]  # observer -> its arguments

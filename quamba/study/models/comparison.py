@@ -35,7 +35,8 @@ class SlidingText:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """What one model was measured to have; per text its perplexity and the ratio to the first model's, None of that."""
+    """Hold what one model was measured to have; per text its perplexity and the ratio to the first model's, None of
+    that."""
 
     label: str
     name: str

@@ -79,7 +79,7 @@ class TensorComparison:
 
     @property
     def identical(self) -> int:
-        """How many of the tensors are equal in every value."""
+        """Return how many of the tensors are equal in every value."""
         return sum(difference.max_abs == 0 for difference in self.differences)
 
 
@@ -191,7 +191,7 @@ def compare_logits(pairs: Iterable[tuple[Tensor, Tensor]]) -> LogitsDifference:
 
 
 def layer_differences(differences: Sequence[RunningDifference]) -> tuple[LayerDifference, ...]:
-    """Those of the first block's input and of every block's output, in order."""
+    """Return the differences of the first block's input and of every block's output, in order."""
     return tuple(
         LayerDifference(layer, running.relative, running.largest)
         for layer, running in enumerate(differences, start=EMBEDDING)

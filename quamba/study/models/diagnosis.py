@@ -235,7 +235,7 @@ def _match_dt_rows(tensors: dict[str, Values], other: dict[str, Values]) -> None
 
 
 def _read_through_norms(model: PreTrainedModel, a: dict[str, Values], b: dict[str, Values], notes: list[str]) -> None:
-    """Where a norm's weights differ, the layers behind it take their own norm's factors in: only the product is one.
+    """Take a norm's factors into the layers behind it, where its weights differ: only the product is one.
 
     A weight search (AWQ, arXiv 2306.00978) moves factors from a norm into the layers that read it.
     """

@@ -21,7 +21,7 @@ def to_dict(diagnosis: Diagnosis, top: int | None = None) -> dict:
 
 
 def to_markdown(diagnosis: Diagnosis, labels: Sequence[str], text: str, top: int | None = None) -> str:
-    """What the two of these labels predict, where they part, and the tensors that differ most.
+    """Return what the two of these labels predict, where they part, and the tensors that differ most.
 
     `text`: what they were run on, in words.
     """

@@ -34,7 +34,7 @@ class ModelSource:
         return load_checkpoint(self.checkpoint, self.dtype)[0]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer, as `quamba.load` gives it, without the model."""
+        """Load the tokenizer, as `quamba.load` gives it, without the model."""
         with quiet_transformers():
             tokenizer = load_tokenizer(self.checkpoint)
         eos = self.config.eos_token_id
@@ -78,7 +78,7 @@ def find_models(
 def common_tokens(
     sources: Sequence[ModelSource], tokenizers: Sequence[PreTrainedTokenizerBase], tokenize: Callable, text: str
 ) -> Tensor:
-    """What `tokenize(tokenizer)` makes of a text, int64 [tokens], the same for every model.
+    """Return what `tokenize(tokenizer)` makes of a text, int64 [tokens], the same for every model.
 
     Raises QuambaError naming the models whose tokenizers differ, or the one whose embedding lacks a token.
     """

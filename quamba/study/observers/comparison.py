@@ -21,7 +21,7 @@ TIE = 1e-3  # relative difference of MSE below which two observers win together:
 
 @dataclass(frozen=True)
 class ObserverResult:
-    """What one observer does to one tap's values; errors in the unit of the activations."""
+    """Hold what one observer does to one tap's values; errors in the unit of the activations."""
 
     observer: str
     scale: float

@@ -20,7 +20,7 @@ ACCURACY = "acc,none"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every quantized model is measured on: a perplexity text, and lm-eval tasks with an accuracy."""
+    """Hold what every quantized model is measured on: a perplexity text, and lm-eval tasks with an accuracy."""
 
     dataset: str = "wikitext2"
     windows: int | None = None  # all
@@ -29,7 +29,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, defaults: EmbeddedDefaults) -> "Evaluation":
-        """That of an embedded checkpoint."""
+        """Return the evaluation of an embedded checkpoint."""
         return cls(defaults.ppl_dataset, defaults.ppl_windows, defaults.tasks, defaults.batch_size)
 
     def check(self) -> None:

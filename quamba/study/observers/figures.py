@@ -43,7 +43,7 @@ LINE_HEIGHT, CHARACTER_WIDTH = 0.15, 0.075  # inches, of text of 8 points
 
 @dataclass(frozen=True)
 class _Look:
-    """How one observer is drawn in every panel."""
+    """Say how one observer is drawn in every panel."""
 
     colour: str
     line: str | tuple
@@ -248,7 +248,7 @@ def _draw_lines(axes: Axes, values: Tensor, tap: TapComparison, comparison: Comp
 
 
 class _Grid:
-    """Where the heat maps of a comparison stand, and their sizes in inches."""
+    """Say where the heat maps of a comparison stand, and their sizes in inches."""
 
     def __init__(self, comparison: Comparison):
         self.by_tap = {name: [t for t in comparison.taps if t.tap == name] for name in comparison.tap_names()}

@@ -36,7 +36,7 @@ class Section:
     rows: Sequence[Sequence[str]]
 
     def to_rich(self) -> Table:
-        """For a terminal of TERMINAL_WIDTH columns or more."""
+        """Draw the section for a terminal of TERMINAL_WIDTH columns or more."""
         table = Table(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
