@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 import quamba
+from quamba.architectures.convert import install_float_mixers
 from quamba.weights.method import WeightMethod
 
 VARIANTS = {
@@ -39,3 +40,12 @@ def quantize_variant(model: PreTrainedModel, variant: str, **options) -> PreTrai
     return quamba.quantize(
         model, None, progress=False, **VARIANTS[variant] | {"weights": WeightMethod("rtn")} | options
     )
+
+
+def build_variant(tiny, variant: str):
+    """What `tiny` builds, with float mixers of ours, or quantized."""
+    model = tiny()
+    if variant != "float":
+        return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}))
+    install_float_mixers(model)
+    return model

@@ -45,7 +45,7 @@ def at_once(function: Callable, count: int = THREADS) -> list:
         start.wait()
         try:
             results[index] = function()
-        except Exception as error:
+        except BaseException as error:  # pytest's own failures are no Exception
             results[index] = error
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
@@ -54,7 +54,7 @@ def at_once(function: Callable, count: int = THREADS) -> list:
     for thread in threads:
         thread.join()
     for result in results:
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
     return results
 

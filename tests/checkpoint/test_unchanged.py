@@ -124,9 +124,10 @@ def folders(tiny_mamba, tiny_tokenizer, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("moment", ["verify_config", "verify_hashes", "verify_tensors"])
-def test_a_model_that_is_replaced_while_it_is_loaded_is_of_one_generation(folders, tokens, monkeypatch, moment):
-    original, sources = getattr(quantized, moment), iter(["two"])
+@pytest.fixture(params=["verify_config", "verify_hashes", "verify_tensors"])
+def replaced_at_once(request, folders, monkeypatch) -> None:
+    """The first check of that kind finds the model replaced by the other one."""
+    original, sources = getattr(quantized, request.param), iter(["two"])
 
     def replace_first(*arguments):
         for source in sources:
@@ -134,22 +135,17 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_of_one_generation(folder
                 shutil.copytree(folders / source, folder, dirs_exist_ok=True)
         return original(*arguments)
 
-    monkeypatch.setattr(quantized, moment, replace_first)
+    monkeypatch.setattr(quantized, request.param, replace_first)
+
+
+@pytest.mark.usefixtures("replaced_at_once")
+def test_a_model_that_is_replaced_while_it_is_loaded_is_of_one_generation(folders, tokens):
     loaded, _ = quamba.load(str(folders / "model"))
     assert torch.equal(logits(loaded, tokens), logits(quamba.load(str(folders / "two"))[0], tokens))
 
 
-@pytest.mark.parametrize("moment", ["verify_config", "verify_hashes", "verify_tensors"])
-def test_transformers_own_loading_says_that_the_model_was_replaced(folders, monkeypatch, moment):
-    original, sources = getattr(quantized, moment), iter(["two"])
-
-    def replace_first(*arguments):
-        for source in sources:
-            with replace_folder(folders / "model", lambda _: None) as folder:
-                shutil.copytree(folders / source, folder, dirs_exist_ok=True)
-        return original(*arguments)
-
-    monkeypatch.setattr(quantized, moment, replace_first)
+@pytest.mark.usefixtures("replaced_at_once")
+def test_transformers_own_loading_says_that_the_model_was_replaced(folders):
     with pytest.raises(QuambaError, match="was replaced while it was read"):
         AutoModelForCausalLM.from_pretrained(folders / "model")
     AutoModelForCausalLM.from_pretrained(folders / "model")

@@ -5,13 +5,12 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.nn.embedding import QuantHead
 from quamba.nn.linear import QuantLinear, WeightOnlyLinear
 from quamba.nn.norm import FinalNorm
 from quamba.scheme.formats import FLOAT, STATIC, TensorSpec
-from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
+from tests.scheme_variants import VARIANTS, build_variant, quantize_variant
 from tests.tiny_falcon_mamba import tiny_falcon_mamba
 from tests.tiny_hybrids import tiny_bamba
 from tests.tiny_llama import tiny_llama
@@ -27,14 +26,6 @@ def tiny(request):
     return builders.get(request.param) or request.getfixturevalue(f"tiny_{request.param}")
 
 
-def build(tiny, variant):
-    model = tiny()
-    if variant != "float":
-        return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}))
-    install_float_mixers(model)
-    return model
-
-
 def assert_backward_is_refused(y: torch.Tensor) -> None:
     assert y.requires_grad
     with pytest.raises(QuambaError, match=REFUSED):
@@ -44,7 +35,7 @@ def assert_backward_is_refused(y: torch.Tensor) -> None:
 @pytest.mark.parametrize("variant", ["float", *VARIANTS])
 @pytest.mark.parametrize("cached", [False, True])
 def test_no_gradient_goes_around_the_blocks_to_the_inputs(tiny, variant, cached):
-    model = build(tiny, variant)
+    model = build_variant(tiny, variant)
     inputs = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     expected = model(inputs_embeds=inputs).logits
     assert not expected.requires_grad
@@ -56,7 +47,7 @@ def test_no_gradient_goes_around_the_blocks_to_the_inputs(tiny, variant, cached)
 
 @pytest.mark.parametrize("variant", ["float", "w8a8", "w4a16"])
 def test_no_gradient_comes_to_parameters_before_or_in_the_blocks(tiny, variant, tokens):
-    model = build(tiny, variant).requires_grad_(True)
+    model = build_variant(tiny, variant).requires_grad_(True)
     assert_backward_is_refused(model(tokens).logits)
     with torch.no_grad():
         assert not model(tokens).logits.requires_grad

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from quamba.architectures.convert import install_float_mixers
 from quamba.errors import QuambaError
 from quamba.nn.states import real_tokens
-from tests.scheme_variants import VARIANTS, calibrates, quantize_variant
+from tests.scheme_variants import VARIANTS, build_variant, calibrates, quantize_variant
 from tests.tiny_falcon_mamba import tiny_falcon_mamba
 from tests.tiny_hybrids import HYBRIDS
 
@@ -32,15 +32,6 @@ def tiny(request):
     if request.param == "falcon":
         return tiny_falcon_mamba
     return request.getfixturevalue(f"tiny_{request.param}")
-
-
-def build(tiny, variant):
-    """The tiny model with float mixers of ours, or quantized."""
-    model = tiny()
-    if variant != "float":
-        return quantize_variant(model, variant, **({"observer": "all=minmax"} if calibrates(variant) else {}))
-    install_float_mixers(model)
-    return model
 
 
 def states(cache) -> list[torch.Tensor]:
@@ -89,7 +80,7 @@ def assert_rows_are_alone(model, mask, exact):
 @pytest.mark.parametrize("name", MASKS)
 @torch.inference_mode()
 def test_a_padded_row_is_what_it_is_alone(tiny, variant, name):
-    model = build(tiny, variant)
+    model = build_variant(tiny, variant)
     assert_rows_are_alone(model, torch.tensor(MASKS[name]), variant != "float" and calibrates(variant))
 
 
@@ -111,7 +102,7 @@ def test_a_model_with_integer_states_or_limited_steps_is_padded_as_well(tiny_mam
 def test_chunks_continue_padded_rows(tiny, variant, cuts):
     """Pieces under a mask of all tokens so far, and under one of the piece alone; no row is padded in a single token,
     which transformers takes for real."""
-    model = build(tiny, variant)
+    model = build_variant(tiny, variant)
     mask = torch.tensor([[1] * 13, [0] * 3 + [1] * 7 + [0] * 2 + [1], [1] * 4 + [0] * 8 + [1]])
     whole = DynamicCache(config=model.config)
     backbone(model, TOKENS, whole, mask)
@@ -128,7 +119,7 @@ def test_chunks_continue_padded_rows(tiny, variant, cuts):
 @pytest.mark.parametrize("variant", ["float", "w8a8", "w4a16"])
 @torch.inference_mode()
 def test_a_padded_single_token_moves_no_state(tiny, variant):
-    model = build(tiny, variant)
+    model = build_variant(tiny, variant)
     mixer, cache = model.backbone.layers[0].mixer, DynamicCache(config=model.config)
     hidden = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     mixer(hidden, cache_params=cache)
@@ -146,7 +137,7 @@ def test_a_padded_single_token_moves_no_state(tiny, variant):
 @pytest.mark.parametrize("kind", HYBRIDS)
 @torch.inference_mode()
 def test_a_right_padded_row_of_a_hybrid_goes_on_as_it_does_alone(kind, variant):
-    model = build(HYBRIDS[kind], variant)
+    model = build_variant(HYBRIDS[kind], variant)
     mask = torch.tensor(MASKS["right"])
     together, length = DynamicCache(config=model.config), mask.sum(1, keepdim=True)
     model(TOKENS, attention_mask=mask, past_key_values=together, use_cache=True)
@@ -162,7 +153,7 @@ def test_a_right_padded_row_of_a_hybrid_goes_on_as_it_does_alone(kind, variant):
 @pytest.mark.parametrize("variant", ["float", "w8a8"])
 @torch.inference_mode()
 def test_generation_from_padded_prompts_is_what_each_prompt_gives(tiny, variant):
-    model = build(tiny, variant)
+    model = build_variant(tiny, variant)
     greedy = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 8}
     mask = torch.tensor(MASKS["left, wider than the convolution"])
     together = model.generate(TOKENS, attention_mask=mask, **greedy)[:, LENGTH:]
@@ -196,17 +187,17 @@ def test_a_mask_may_be_of_any_dtype_and_cover_earlier_tokens(dtype):
 def test_other_masks_are_refused(tiny_mamba, mask, message):
     with pytest.raises(QuambaError, match=message):
         real_tokens(mask, 2, 3)
-    model = build(tiny_mamba, "w8a8")
+    model = build_variant(tiny_mamba, "w8a8")
     with pytest.raises(QuambaError, match=message):
         model(TOKENS[:2, :3], attention_mask=mask)
 
 
 @torch.inference_mode()
 def test_a_cache_of_another_batch_or_model_is_refused(tiny_mamba):
-    model = build(tiny_mamba, "w8a8")
+    model = build_variant(tiny_mamba, "w8a8")
     cache = DynamicCache(config=model.config)
     backbone(model, TOKENS, cache)
     with pytest.raises(QuambaError, match=r"a state \[3, 64, 4\] of torch.int8 .* \[2, 64, 4\] .*: give a new cache"):
         backbone(model, TOKENS[:2], cache)
     with pytest.raises(QuambaError, match=r"torch.int8 for layer 0, where .* torch.float32"):
-        backbone(build(tiny_mamba, "float"), TOKENS, cache)
+        backbone(build_variant(tiny_mamba, "float"), TOKENS, cache)
