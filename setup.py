@@ -24,7 +24,7 @@ setup(
             # other flags or another torch make other objects
             depends=["setup.py", torch.version.__file__, *HEADERS],
             # -fopenmp only to compile: at::parallel_for must run in the OpenMP runtime that torch has loaded
-            # -ffp-contract=off: kernels spell their fused multiply-adds, see vec.h
+            # -ffp-contract=off: kernels spell their fused multiply-adds, see vec-inl.h
             # -g0: Python's own flags ask for debugging symbols, which take as long as the compilation itself
             # QUAMBA_SANITIZE=1: what make sanitize runs (tools/sanitize.py)
             extra_compile_args=[

@@ -1,4 +1,4 @@
-// causal_conv1d and causal_conv1d_int8: checks and registration. Kernels: causal_conv1d.h.
+// causal_conv1d and causal_conv1d_int8: checks and registration. Kernels: causal_conv1d-inl.h.
 
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-// gated_rms_norm: registration. Kernel: gated_rms_norm.h.
+// gated_rms_norm: registration. Kernel: gated_rms_norm-inl.h.
 
 #include <torch/library.h>
 

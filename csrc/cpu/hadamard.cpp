@@ -1,4 +1,4 @@
-// hadamard, hadamard_quant, gated_hadamard_quant: checks and registration. Kernels: hadamard.h, gated_rms_norm.h.
+// hadamard, hadamard_quant, gated_hadamard_quant: checks and registration. Kernels: hadamard-inl.h, gated_rms_norm-inl.h.
 
 #include <algorithm>
 #include <vector>

@@ -19,7 +19,7 @@
 #define QUAMBA_ISA avx2
 #define QUAMBA_ISA_NAME "avx2"
 #include "../common/quantize.h"
-#include "isa.inc"
+#include "isa-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -20,18 +20,18 @@
 
 namespace quamba::cpu::avx512_amx {
 
-#include "vec.h"
+#include "vec-inl.h"
 
-#include "linear_output.h"
-#include "linear_w8.h"
-#include "linear_w4.h"
-#include "linear_amx.h"
-#include "ssd_token.h"
-#include "float_tiles.h"
-#include "ssd_scan.h"
-#include "amx_pairs.h"
-#include "linear_amx_float.h"
-#include "ssd_scan_amx.h"
+#include "linear_output-inl.h"
+#include "linear_w8-inl.h"
+#include "linear_w4-inl.h"
+#include "linear_amx-inl.h"
+#include "ssd_token-inl.h"
+#include "float_tiles-inl.h"
+#include "ssd_scan-inl.h"
+#include "amx_pairs-inl.h"
+#include "linear_amx_float-inl.h"
+#include "ssd_scan_amx-inl.h"
 
 }  // namespace quamba::cpu::avx512_amx
 

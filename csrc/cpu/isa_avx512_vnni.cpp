@@ -19,7 +19,7 @@
 #define QUAMBA_ISA avx512_vnni
 #define QUAMBA_ISA_NAME "avx512_vnni"
 #include "../common/quantize.h"
-#include "isa.inc"
+#include "isa-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

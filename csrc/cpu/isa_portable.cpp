@@ -9,6 +9,6 @@
 #define QUAMBA_ISA portable
 #define QUAMBA_ISA_NAME "portable"
 #include "../common/quantize.h"
-#include "isa.inc"
+#include "isa-inl.h"
 
 const quamba::cpu::Kernels& quamba::cpu::kernels_portable() { return portable::table; }

@@ -81,7 +81,7 @@ constexpr int64_t kSsdAmxChunk = 96;  // with AMX: a multiple of 32, the fastest
 
 inline int64_t ssd_amx_padded(int64_t size) { return (size + 31) / 32 * 32; }
 
-// Floats of scratch of the scan with AMX over that many heads, see ssd_scan_amx.h.
+// Floats of scratch of the scan with AMX over that many heads, see ssd_scan_amx-inl.h.
 inline int64_t ssd_amx_scratch_floats(int64_t heads, int64_t head_dim, int64_t d_state) {
   const int64_t P = ssd_amx_padded(head_dim), N = ssd_amx_padded(d_state);
   return kSsdAmxChunk * (3 * N / 2 + 2 * kSsdAmxChunk + 3 * 32 / 2) + N * 32 + heads * N * P;
@@ -107,7 +107,7 @@ struct LinearOutput {
   int64_t stride;          // elements from row to row
 };
 
-// A linear layer on laid-out rows, with weights in tiles of 16 outputs: see linear_w8.h and linear_w4.h.
+// A linear layer on laid-out rows, with weights in tiles of 16 outputs: see linear_w8-inl.h and linear_w4-inl.h.
 struct LinearArgs {
   const void* x;       // int8 or float [M, I rounded up to kInputPadding], zeros beyond I; linear_w8a8: prepare_w8a8;
                        // float rows in tiles: split_rows
@@ -153,7 +153,7 @@ struct Kernels {
   void (*linear_w8a16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_w4a8)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_w4a16)(const LinearArgs& args, int64_t begin, int64_t end);
-  // the same for many float rows in tiles of bfloat16, see linear_amx_float.h; null without them
+  // the same for many float rows in tiles of bfloat16, see linear_amx_float-inl.h; null without them
   void (*linear_w8a16_tiles)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_w4a16_tiles)(const LinearArgs& args, int64_t begin, int64_t end);
   // up to 16 rows [rows, I] as those read them

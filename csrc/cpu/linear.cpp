@@ -1,5 +1,5 @@
-// The linear ops, of int8 or uint4 weights and int8 or float inputs: checks and registration. Kernels: linear_w8.h,
-// linear_w4.h, linear_amx.h, linear_amx_float.h.
+// The linear ops, of int8 or uint4 weights and int8 or float inputs: checks and registration. Kernels: linear_w8-inl.h,
+// linear_w4-inl.h, linear_amx-inl.h, linear_amx_float-inl.h.
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>

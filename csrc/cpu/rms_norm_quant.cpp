@@ -1,4 +1,4 @@
-// quantize, quantize_per_token, rms_norm and rms_norm_quant: checks and registration. Kernels: rms_norm_quant.h.
+// quantize, quantize_per_token, rms_norm and rms_norm_quant: checks and registration. Kernels: rms_norm_quant-inl.h.
 
 #include <vector>
 

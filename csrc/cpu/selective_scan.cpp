@@ -1,4 +1,4 @@
-// selective_scan and selective_scan_int8: checks and registration. Kernels: selective_scan.h.
+// selective_scan and selective_scan_int8: checks and registration. Kernels: selective_scan-inl.h.
 
 #include <torch/library.h>
 

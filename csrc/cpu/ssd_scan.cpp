@@ -1,4 +1,4 @@
-// ssd_scan and ssd_scan_int8: checks and registration. Kernels: ssd_scan.h, ssd_token.h.
+// ssd_scan and ssd_scan_int8: checks and registration. Kernels: ssd_scan-inl.h, ssd_token-inl.h.
 
 #include <torch/library.h>
 

@@ -1,5 +1,5 @@
 // What every linear kernel does with its sums: scale of the row, bias, quantization. The operations and their order
-// are those of csrc/cpu/linear_output.h.
+// are those of csrc/cpu/linear_output-inl.h.
 #pragma once
 
 #include "linear_fragments.cuh"

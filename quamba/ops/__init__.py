@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -40,7 +41,7 @@ if not REFERENCE_ONLY:
         if KERNELS:
             torch.ops.load_library(KERNELS)
         else:
-            from .. import _C  # noqa: F401
+            import_module("quamba._C")
     except (ImportError, OSError) as error:
         raise ImportError(
             f"quamba's kernels are not built or do not load ({error}). Build them with `make build` or "
@@ -48,7 +49,7 @@ if not REFERENCE_ONLY:
         ) from error
     if CUDA_BUILT:
         try:
-            from .. import _C_cuda  # noqa: F401
+            import_module("quamba._C_cuda")
         except ImportError as error:
             raise ImportError(
                 f"quamba's CUDA kernels do not load ({error}). Build them again with `python setup.py build_ext "

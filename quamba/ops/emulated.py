@@ -5,6 +5,7 @@ run on a GPU, thousands of times slower (csrc/cuda/emulation.h). `import quamba`
 """
 
 from functools import partial
+from importlib import import_module
 
 import torch
 
@@ -34,7 +35,7 @@ for _name, _schema in PROBES.items():
     _libraries["quamba_probe"].define(_name + _schema)
 
 try:
-    from .. import _C_emulated  # noqa: F401  registers the kernels
+    import_module("quamba._C_emulated")  # registers the kernels
 except ImportError as error:
     raise ImportError(
         f"the emulation of the CUDA kernels, which their tests run, is not built or does not load ({error}). Build it "

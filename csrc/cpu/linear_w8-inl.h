@@ -1,5 +1,5 @@
 // Products with int8 weights in tiles: 64 bytes hold 4 neighbouring inputs of 16 outputs, so a 32-bit lane is an output
-// from the first product to the last and nothing is ever summed across lanes. Sums are parts of those lanes, see vec.h.
+// from the first product to the last and nothing is ever summed across lanes. Sums are parts of those lanes, see vec-inl.h.
 //
 // Dims: M rows, I in, O out features, Q = ceil(I / 4) quads of inputs.
 // Weights [O / 16, Q, 16, 4], zeros beyond I and O.

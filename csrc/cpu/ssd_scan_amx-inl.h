@@ -1,4 +1,4 @@
-// Mamba2's scan of int8 inputs with AMX: the products of ssd_scan.h as those of amx_pairs.h. x, B and C go into them as
+// Mamba2's scan of int8 inputs with AMX: the products of ssd_scan-inl.h as those of amx_pairs-inl.h. x, B and C go into them as
 // integers, what weighs them and the state as split floats; the scales come with the floats or after the sums.
 //
 // Dims: S heads, P head_dim, G groups, N d_state, Q tokens of a chunk; P, N and Q are padded with zeros to whole tiles.

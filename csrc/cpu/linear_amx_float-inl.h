@@ -1,4 +1,4 @@
-// Prefill of float activations with AMX tiles of bfloat16 (amx_pairs.h): weights, uint4 ones less their zero, are exact
+// Prefill of float activations with AMX tiles of bfloat16 (amx_pairs-inl.h): weights, uint4 ones less their zero, are exact
 // in bfloat16, and an activation is exactly the sum of three, so three tile products stand for one of float32.
 //
 // Dims: M rows, I in, O out features, S = ceil(I / 32) steps. Activations [M / 16, S, 3, 16 rows, 16 pairs], M rounded

@@ -1,4 +1,4 @@
-// Products with group-wise uint4 weights in tiles: as linear_w8.h, two quads of inputs in the halves of a byte. The sum
+// Products with group-wise uint4 weights in tiles: as linear_w8-inl.h, two quads of inputs in the halves of a byte. The sum
 // over a group is an exact integer; then, group by group, y += scale * (sum - zero * sum of the group's activations).
 // These operations are the same, in the same order, for any number of rows and with AMX: results are bit for bit equal.
 //

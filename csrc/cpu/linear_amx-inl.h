@@ -1,5 +1,5 @@
 // Prefill with AMX: tiles of 16 rows by 16 outputs, 64 inputs a step. The integers are exact and the float operations
-// on them are those of linear_w8.h and linear_w4.h, so the results are theirs bit for bit. Rows that fill no tile go
+// on them are those of linear_w8-inl.h and linear_w4-inl.h, so the results are theirs bit for bit. Rows that fill no tile go
 // there.
 //
 // A tile of activations is 16 rows as they lie, one of weights the 16 quads by 16 outputs that a block stores in a row.
