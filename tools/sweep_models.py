@@ -115,8 +115,11 @@ def row(model_type: str) -> list[str]:
 
 def kind(entry: str) -> str:
     """An outcome without its figures."""
+    for whole in ("not built", "does not run"):
+        if entry.startswith(whole):
+            return whole
     first = entry.split()[0].rstrip(":")
-    return "ok" if first[0].isdigit() else "not built" if first == "not" else first
+    return "ok" if first[0].isdigit() else first
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("quamba", "benchmarks", "tools") for path in (ROOT / folder).rglob("*.py"))
-WRITERS = {"write_text", "write_bytes", "save_file", "savefig", "dump", "to_csv", "save_pretrained"}
+WRITERS = {"write_text", "write_bytes", "save_file", "savefig", "dump", "to_csv", "save_pretrained", "copyfile"}
 # file -> why what it writes in place is no result, or is made whole by another
 EXCEPTIONS = {
     "quamba/storage/files.py": "the temporary file that is renamed",
@@ -24,6 +24,7 @@ EXCEPTIONS = {
     "benchmarks/speed/floors.py": "the standard output",
     "benchmarks/speed/models.py": "a log that grows",
     "benchmarks/speed/worker.py": "a log that grows",
+    "tools/build_assets.py": "the copy of a licence",
     "tools/build_cuda.py": "logs of a build, before the package can be imported",
     "tools/sanitize.py": "a log that grows",
 }
@@ -36,10 +37,11 @@ def writes(path: Path) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        modes = [node.args[-1] if node.args else None, *(k.value for k in node.keywords if k.arg == "mode")]
+        modes = [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
         texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
         opens = name == "open" and any(set(text) & set("wax+") and set(text) <= set("rwaxbt+") for text in texts)
-        if name in WRITERS or opens:
+        library = ast.unparse(node.func) in ("torch.save", "np.save", "np.savez", "numpy.save")
+        if name in WRITERS or opens or library:
             lines.append(node.lineno)
     return lines
 
