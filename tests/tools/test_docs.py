@@ -21,12 +21,22 @@ def test_the_readme_is_one_page():
     assert len((ROOT / "README.md").read_bytes()) <= 8192
 
 
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as the site makes anchors of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_links_to_and_names_is_there(page):
     text = page.read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-        generated = Path(target).name == "commands.md"  # from the parsers, when the site is built
-        assert target.startswith("https://") or generated or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
+        if (
+            target.startswith("https://") or Path(target).name == "commands.md"
+        ):  # from the parsers, when the site is built
+            continue
+        assert (page.parent / target).exists(), target
+        assert not anchor or anchor in anchors((page.parent / target) if target else page), f"{target}#{anchor}"
     for path in NAMED.findall(text):
         assert path == "docs/commands.md" or (ROOT / path).exists(), path
 
