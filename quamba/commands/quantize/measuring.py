@@ -4,9 +4,7 @@ import argparse
 
 from rich.table import Table
 
-from ...checkpoint import (
-    Checkpoint,
-)
+from ...checkpoint import Checkpoint
 from ...evaluation import EvaluationResult, evaluate, text_windows
 from ...models.text_config import text_config
 from ...text.sources import data_dir_for
