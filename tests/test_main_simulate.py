@@ -56,3 +56,19 @@ def test_a_file_of_formats(tiny, capsys):
 )
 def test_options_that_do_nothing_are_refused(tiny, capsys, options, message):
     assert message in fails(capsys, [*tiny, *TEXT, "--simulate", "w4a4", *options])
+
+
+@pytest.mark.parametrize(
+    ("formats", "options", "message"),
+    [
+        ("w16a4", ["--weight_method", "gptq"], "--weight_method does nothing with w16a4, whose weights stay float"),
+        ("w8a16", ["--calib_seqlen", "16"], "--calib_seqlen does nothing with w8a16 and rtn: no text is read"),
+    ],
+)
+def test_options_that_these_formats_have_no_use_for_are_refused(tiny, capsys, formats, options, message):
+    assert message in fails(capsys, [*tiny, "--simulate", formats, *options])
+
+
+def test_a_text_that_is_not_read_is_not_named(tiny, capsys):
+    assert main.main([*tiny, "--ppl_dataset", "text.txt", "--simulate", "w8a16", "--skip_float"]) == 0
+    assert "Simulating w8a16: weights int8 per channel, activations float\n" in capsys.readouterr().out

@@ -87,6 +87,11 @@ def method_bits(formats: Simulation) -> int:
     return max(bits for bits in DEFAULT_METHODS if bits <= max(formats.weight.bits, min(DEFAULT_METHODS)))
 
 
+def reads_text(formats: Simulation, method: WeightMethod) -> bool:
+    """Return whether a simulation reads calibration text, of a model with Mamba blocks."""
+    return formats.quantizes_activations or (method.calibrated and not formats.weight.is_float)
+
+
 def _observers(
     anatomy: Anatomy, formats: Simulation, observer: str | Mapping[str, str] | None, options: Mapping[str, Mapping]
 ) -> tuple[dict[str, str], dict[str, dict]]:

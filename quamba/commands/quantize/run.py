@@ -22,7 +22,7 @@ from ...evaluation.summary import summary_table
 from ...models.memory import checkpoint_bytes, memory_bytes, tensor_bytes
 from ...models.tying import is_one_table
 from ...pipeline.resume import ResumeFolder
-from ...pipeline.simulate import method_bits
+from ...pipeline.simulate import method_bits, reads_text
 from ...plugins import load_plugin
 from ...scheme.formats import get_scheme
 from ...scheme.simulation import Simulation
@@ -35,7 +35,7 @@ from . import texts as run_texts
 from .measuring import check_evaluation, measure, read_evaluation, say
 from .parser import DTYPES
 from .report import report_lines
-from .weight_options import weight_method
+from .weight_options import given_weight_options, weight_method
 from .work import quantization_arguments, quantize_and_save, simulate_formats
 
 
@@ -44,7 +44,12 @@ def requested_simulation(args: argparse.Namespace) -> Simulation | None:
     if not args.simulate:
         return None
     formats = Simulation.parse(args.simulate, args.group_size, args.dynamic)
-    weight_method(args, method_bits(formats))
+    method = weight_method(args, method_bits(formats))
+    if formats.weight.is_float and (given := sorted(given_weight_options(args))):
+        raise QuambaError(f"--{given[0]} does nothing with {formats.name}, whose weights stay float: drop it")
+    texts = [name for name in run_texts.TEXT_OPTIONS.split() if getattr(args, name) is not None]
+    if texts and not reads_text(formats, method):
+        raise QuambaError(f"--{texts[0]} does nothing with {formats.name} and {method.describe()}: no text is read")
     return formats
 
 

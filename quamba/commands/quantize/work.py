@@ -15,7 +15,7 @@ from ...checkpoint import (
 from ...mixed_precision.layer_file import write_layer_schemes
 from ...mixed_precision.run import search_schemes
 from ...pipeline.quantize import quantize as quantize_model
-from ...pipeline.simulate import method_bits, simulate
+from ...pipeline.simulate import method_bits, reads_text, simulate
 from ...scheme.simulation import Simulation
 from ...study.mixed_precision_report import frontier_report, to_markdown
 from ..failures import Failures
@@ -135,7 +135,8 @@ def simulate_formats(model, tokenizer, args: argparse.Namespace, checkpoint: Che
     method = weight_method(args, method_bits(formats))
     calibration = run_texts.calibration_text(args, checkpoint)
     text = None if formats.weight.is_float else run_texts.weight_text(args, checkpoint, method)
-    say(f"Simulating {formats.name}: {formats.describe()}; on {calibration.describe()}")
+    read = f"; on {calibration.describe()}" if reads_text(formats, method) else ""
+    say(f"Simulating {formats.name}: {formats.describe()}{read}")
     simulate(
         model,
         tokenizer,
